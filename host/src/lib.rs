@@ -1,0 +1,1 @@
+//! `host` serves language models over the OpenAI API; what differs between models comes from plugins.
