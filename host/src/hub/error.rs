@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum HubError {
     /// The path that the user gave is not a model folder.
-    #[error("model \"{model}\": {reason}; give a folder with config.json and *.safetensors, or a repository id such as org/name")]
+    #[error(
+        "model \"{model}\": {reason}; give a folder with config.json and *.safetensors, or a repository id such as org/name"
+    )]
     NotAModel {
         /// What the user wrote.
         model: String,
@@ -89,7 +91,9 @@ pub enum HubError {
         detail: String,
     },
     /// The repository has no weights that can be read.
-    #[error("model \"{repo}\" has no safetensors weights ({found}); only safetensors files are read, never .bin or .gguf")]
+    #[error(
+        "model \"{repo}\" has no safetensors weights ({found}); only safetensors files are read, never .bin or .gguf"
+    )]
     NoWeights {
         /// The repository id.
         repo: String,
@@ -97,7 +101,9 @@ pub enum HubError {
         found: String,
     },
     /// The hub could not be reached, or failed.
-    #[error("{endpoint}: {what} of \"{repo}\" failed: {message}; check the network and HF_ENDPOINT, then run the same command again")]
+    #[error(
+        "{endpoint}: {what} of \"{repo}\" failed: {message}; check the network and HF_ENDPOINT, then run the same command again"
+    )]
     Transfer {
         /// The hub.
         endpoint: String,
@@ -124,7 +130,9 @@ pub enum HubError {
         seconds: u64,
     },
     /// What arrived is not what the hub announced.
-    #[error("\"{repo}\": {file} arrived damaged: {message}; the file was discarded, run the same command again")]
+    #[error(
+        "\"{repo}\": {file} arrived damaged: {message}; the file was discarded, run the same command again"
+    )]
     Damaged {
         /// The repository id.
         repo: String,
