@@ -83,8 +83,8 @@ extern "C" fn describe<P: Plugin>() -> RVec<u8> {
 
 extern "C" fn build<P: Plugin>(request: RSlice<'_, u8>) -> RResult<RVec<u8>, RVec<u8>> {
     let built = catch(|| {
-        let request: BuildRequest =
-            serde_json::from_slice(request.as_slice()).map_err(|e| format!("the host's request is not readable: {e}"))?;
+        let request: BuildRequest = serde_json::from_slice(request.as_slice())
+            .map_err(|e| format!("the host's request is not readable: {e}"))?;
         P::build(&request).map(|model| model.to_text()).map_err(|e| e.to_string())
     });
     match built.and_then(|result| result) {
