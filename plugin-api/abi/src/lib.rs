@@ -54,7 +54,14 @@ mod tests {
         let _ = writeln!(out, "module version {}", RootModuleRef::VERSION_STRINGS);
         for field in layout.phantom_fields() {
             let module = field.layout();
-            let _ = writeln!(out, "{}: {} size {} align {}", field.name(), module.full_type(), module.size(), module.alignment());
+            let _ = writeln!(
+                out,
+                "{}: {} size {} align {}",
+                field.name(),
+                module.full_type(),
+                module.size(),
+                module.alignment()
+            );
             let _ = writeln!(out, "package {:?}", module.item_info().package_and_version());
             let _ = writeln!(out, "{:?} {}", module.repr_attr(), module.data());
         }
