@@ -106,6 +106,18 @@ impl RopeConfig {
         }
     }
 
+    /// For architectures that rotate every element of a head: refuses a smaller `partial_rotary_factor`.
+    pub fn require_whole_heads(&self, head_dim: usize) -> Result<(), BuildError> {
+        let n = self.rotary_dim();
+        if n == head_dim {
+            return Ok(());
+        }
+        Err(BuildError::new(format!(
+            "config.json: partial_rotary_factor rotates {n} of the {head_dim} elements of a head; this architecture \
+             rotates all of them"
+        )))
+    }
+
     /// Cosines and sines of all angles, `f32[T, rotary_dim / 2]` each.
     pub fn tables(&self, b: &mut Builder) -> (Value, Value) {
         let positions = b.positions();

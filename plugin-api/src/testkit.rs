@@ -127,9 +127,6 @@ mod tests {
         assert_eq!(first_difference("a\nb\n", "a\nb"), None);
         assert_eq!(first_difference("a", "a\nb").as_deref(), Some("    1   a\n    2 - b\n"));
         let shown = first_difference("1\n2\n3\nx\n5\n6\n7", "1\n2\n3\n4\n5\n6\n7").unwrap_or_default();
-        assert_eq!(
-            shown,
-            "    2   2\n    3   3\n    4 - 4\n    5 - 5\n    6 - 6\n    4 + x\n    5 + 5\n    6 + 6\n"
-        );
+        assert_eq!(shown, "    2   2\n    3   3\n    4 - 4\n    5 - 5\n    6 - 6\n    4 + x\n    5 + 5\n    6 + 6\n");
     }
 }

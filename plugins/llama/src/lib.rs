@@ -97,12 +97,7 @@ impl Config {
         };
         let max_positions = c.size("max_position_embeddings")?.unwrap_or(defaults.max_positions);
         let rope = RopeConfig::from_config(config, RopeModel { head_dim, max_positions, default_theta: 10_000.0 })?;
-        if rope.rotary_dim() != head_dim {
-            return Err(BuildError::new(format!(
-                "config.json: partial_rotary_factor rotates {} of {head_dim} elements per head; {architecture} rotates all",
-                rope.rotary_dim()
-            )));
-        }
+        rope.require_whole_heads(head_dim)?;
         let (qkv_bias, output_bias, mlp_bias) = match architecture {
             "LlamaForCausalLM" => {
                 let bias = c.flag("attention_bias", false)?;
