@@ -55,7 +55,7 @@ fn describe(state: &AppState, name: &str) -> Value {
 
 /// `GET /health`: whether requests are taken and the engine moves.
 pub(crate) async fn health(State(state): State<Arc<AppState>>) -> Response {
-    let stats = state.llm.stats();
+    let stats = state.llm.engine().stats();
     let trouble = if state.phase() != Phase::Serving {
         Some("shutting down")
     } else if stats.state != EngineState::Running {

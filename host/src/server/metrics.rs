@@ -140,13 +140,12 @@ impl Tracker {
     }
 
     /// The choice is complete.
-    pub(crate) fn finish(&mut self, reason: FinishReason, prompt: usize, generated: usize, timings: Option<Timings>) {
+    pub(crate) fn finish(&mut self, reason: FinishReason, prompt: usize, generated: usize, timings: &Timings) {
         self.ended = true;
         let metrics = &self.state.metrics;
         metrics.ended(reason.as_str());
         metrics.prompt_tokens.observe(prompt as f64);
         metrics.generation_tokens.observe(generated as f64);
-        let Some(timings) = timings else { return };
         let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
         metrics.e2e.observe(seconds(timings.arrival, timings.finished));
         let Some(scheduled) = timings.first_scheduled else { return };
@@ -186,7 +185,7 @@ impl fmt::Debug for EngineCollector {
 
 impl Collector for EngineCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let stats = self.0.stats();
+        let stats = self.0.engine().stats();
         let usage = stats.kv_blocks_used as f64 / (stats.kv_blocks_total.max(1)) as f64;
         let gauges = [
             ("num_requests_running", "Requests in the batch", stats.running as f64),

@@ -23,7 +23,11 @@ const UNLOGGED: [&str; 2] = ["/health", "/metrics"];
 
 /// The id of a request: what the client sent as `X-Request-Id`, or a fresh one.
 #[derive(Debug, Clone)]
-pub(crate) struct RequestId(pub(crate) Arc<str>);
+pub(crate) struct RequestId {
+    pub(crate) text: Arc<str>,
+    /// Whether the client chose it.
+    pub(crate) given: bool,
+}
 
 impl RequestId {
     /// An id that no other request of any run has had, as far as 128 mixed bits go.
@@ -32,13 +36,14 @@ impl RequestId {
             std::sync::LazyLock::new(|| (RandomState::new(), RandomState::new()));
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        Self(format!("{:016x}{:016x}", KEYS.0.hash_one(count), KEYS.1.hash_one(count)).into())
+        let text = format!("{:016x}{:016x}", KEYS.0.hash_one(count), KEYS.1.hash_one(count)).into();
+        Self { text, given: false }
     }
 
     /// The client's id if it is one that we can repeat in headers, JSON and logs.
     pub(crate) fn from_client(value: &str) -> Option<Self> {
         let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b);
-        (!value.is_empty() && value.len() <= 128 && value.bytes().all(fine)).then(|| Self(value.into()))
+        (!value.is_empty() && value.len() <= 128 && value.bytes().all(fine)).then(|| Self { text: value.into(), given: true })
     }
 }
 
@@ -53,14 +58,14 @@ pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Req
     let line = logged.then(|| (request.method().clone(), request.uri().path().to_owned(), Instant::now()));
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
-    if let Ok(value) = HeaderValue::from_str(&id.0) {
+    if let Ok(value) = HeaderValue::from_str(&id.text) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     if let Some((method, path, start)) = line {
         let status = response.status().as_u16();
         // For streams this is the time until the answer began.
         let ms = start.elapsed().as_secs_f64() * 1e3;
-        tracing::info!(target: "host::access", %method, path, status, ms, request_id = %id.0, "request");
+        tracing::info!(target: "host::access", %method, path, status, ms, request_id = %id.text, "request");
     }
     response
 }
@@ -142,8 +147,8 @@ mod tests {
 
     #[test]
     fn request_ids() {
-        assert_ne!(RequestId::fresh().0, RequestId::fresh().0);
-        assert_eq!(RequestId::fresh().0.len(), 32);
+        assert_ne!(RequestId::fresh().text, RequestId::fresh().text);
+        assert_eq!(RequestId::fresh().text.len(), 32);
         assert!(RequestId::from_client("abc-1").is_some());
         assert!(RequestId::from_client("a\"b").is_none());
         assert!(RequestId::from_client(&"a".repeat(129)).is_none());

@@ -26,7 +26,7 @@ raw_request! {
 }
 
 /// Fields of the chat API that this server does not support.
-const UNSUPPORTED: [Unsupported; 42] = unsupported([
+const UNSUPPORTED: [Unsupported; 43] = unsupported([
     Unsupported::unless("tools", is_empty),
     Unsupported::unless("tool_choice", |v| v.as_str() == Some("none")),
     Unsupported::unless("functions", is_empty),

@@ -73,7 +73,6 @@ shared_fields! { $
     stream: bool,
     stream_options: StreamOptions,
     echo: bool,
-    user: String,
 }
 
 pub(crate) use raw_request;
@@ -101,7 +100,7 @@ fn is_label(value: &Value) -> bool {
 const STRUCTURED: &str = "ask for the format in the prompt";
 
 /// What both APIs know and this server does not do, with the values that ask for nothing.
-pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 27] = [
+pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 28] = [
     Unsupported::unless("best_of", |v| v.as_i64() == Some(1)),
     Unsupported::unless("use_beam_search", |v| v == &Value::Bool(false)),
     Unsupported::unless("length_penalty", |v| v.as_f64() == Some(1.0)),
@@ -124,6 +123,7 @@ pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 27] = [
     Unsupported::unless("stream_interval", |v| v.as_i64() == Some(1)),
     Unsupported::unless("service_tier", |v| matches!(v.as_str(), Some("auto" | "default"))),
     Unsupported::unless("store", |v| v == &Value::Bool(false)),
+    Unsupported::unless("user", is_label),
     Unsupported::unless("metadata", is_label),
     Unsupported::unless("safety_identifier", is_label),
     Unsupported::unless("prompt_cache_key", is_label),

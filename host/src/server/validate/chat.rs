@@ -4,8 +4,91 @@
 use serde_json::{Map, Value};
 
 use super::messages;
+use super::sampling::{self, Form, Truncation};
+use crate::llm::{GenerateRequest, Prompt};
 use crate::server::error::ApiError;
+use crate::server::protocol::chat::ChatRequest;
+use crate::server::protocol::common::Int;
 use crate::server::state::AppState;
+
+/// A chat request in range.
+pub(crate) struct Chat {
+    /// The name to answer with.
+    pub(crate) model: String,
+    pub(crate) request: GenerateRequest,
+    /// With `echo`: what the answer begins with.
+    pub(crate) echo: Option<String>,
+    /// How many alternatives `logprobs` shows.
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) form: Form,
+    pub(crate) request_id: Option<String>,
+}
+
+/// Checks a chat request.
+pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiError> {
+    let mut shared = raw.take_shared();
+    let model = super::model(state, shared.model.as_deref())?;
+    let form = sampling::form(&shared)?;
+    let mut params = sampling::params(state, &mut shared)?;
+    let top = raw.top_logprobs.map_or(0, |Int(top)| top);
+    params.logprobs = match (raw.logprobs.unwrap_or(false), top) {
+        (true, top) => Some(top),
+        (false, 0) => None,
+        (false, _) => return Err(ApiError::field("top_logprobs", "goes with logprobs: true; set logprobs to true")),
+    };
+    if form.stream && params.prompt_logprobs.is_some() {
+        return Err(ApiError::field("prompt_logprobs", "is not available with stream: true; set stream to false"));
+    }
+    if params.n > state.config.max_choices {
+        let message = format!("must be at most {}, got {}; send several requests", state.config.max_choices, params.n);
+        return Err(ApiError::field("n", message));
+    }
+    let (name, asked) = match raw.max_completion_tokens {
+        Some(value) => ("max_completion_tokens", Some(value)),
+        None => ("max_tokens", shared.max_tokens),
+    };
+    let asked = asked.map(|value| sampling::count(name, value)).transpose()?.map(|asked| (name, asked));
+    params.max_tokens = asked.map(|(_, asked)| asked);
+    super::check_params(state, &params).map_err(|error| rename(rename(error, "max_tokens", name), "logprobs", "top_logprobs"))?;
+
+    let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
+    let template = Template {
+        add_generation_prompt: raw.add_generation_prompt,
+        continue_final_message: raw.continue_final_message.unwrap_or(false),
+        chat_template: raw.chat_template,
+        kwargs: raw.chat_template_kwargs.unwrap_or_default(),
+        documents: raw.documents,
+    };
+    let Rendered { text, last } = template.render(state, raw.messages)?;
+    let tokenizer = super::tokenizer(state, "chat")?;
+    let mut tokens = tokenizer
+        .encode(&text, shared.add_special_tokens.unwrap_or(false))
+        .map_err(|e| ApiError::field("messages", e.to_string()))?;
+    if let Some(truncation) = truncation {
+        truncation.apply(&mut tokens);
+    }
+    let default = state.llm.generation_config().max_new_tokens;
+    let max_tokens = sampling::max_tokens(state, tokens.len(), asked, default).map_err(|error| match error.param.as_deref() {
+        Some("prompt") => ApiError { param: Some("messages".into()), ..error },
+        _ => error,
+    })?;
+    params.max_tokens = Some(max_tokens);
+    params.min_tokens = params.min_tokens.min(max_tokens);
+    let all = state.llm.info().vocab_size;
+    let logprobs = params.logprobs.map(|top| usize::try_from(top).unwrap_or(all));
+    let echo = (shared.echo.unwrap_or(false) && last.role == "assistant").then_some(last.content);
+    let priority = sampling::priority(&shared)?;
+    let request = GenerateRequest { prompt: Prompt::Tokens(tokens), params, priority };
+    Ok(Chat { model, request, echo, logprobs, form, request_id: shared.request_id })
+}
+
+/// The range check knows one name for a field; the request may have used another.
+fn rename(error: ApiError, from: &str, to: &str) -> ApiError {
+    if error.param.as_deref() != Some(from) || from == to {
+        return error;
+    }
+    ApiError { param: Some(to.to_owned()), message: error.message.replacen(from, to, 1), ..error }
+}
 
 /// How messages become text.
 pub(crate) struct Template {

@@ -7,10 +7,14 @@ pub(crate) mod completion;
 pub(crate) mod messages;
 pub(crate) mod sampling;
 
+use std::sync::Arc;
+
 use axum::http::StatusCode;
 
 use super::error::ApiError;
+use super::middleware::RequestId;
 use super::state::AppState;
+use crate::llm::RequestParams;
 use crate::text::Tokenizer;
 
 /// The names under which the model is served.
@@ -35,7 +39,7 @@ pub(crate) fn model(state: &AppState, asked: Option<&str>) -> Result<String, Api
 
 /// The tokenizer, or why `what` cannot be done without one.
 pub(crate) fn tokenizer<'a>(state: &'a AppState, what: &str) -> Result<&'a Tokenizer, ApiError> {
-    state.llm.tokenizer().ok_or_else(|| {
+    state.llm.tokenizer().map(Arc::as_ref).ok_or_else(|| {
         ApiError::bad_request(format!(
             "{what} needs a tokenizer, and this model was loaded without one; send prompt as token ids to \
              /v1/completions, or put tokenizer.json into the model's folder"
@@ -51,6 +55,22 @@ pub(crate) fn token_ids(field: &str, ids: &[u32], vocab_size: usize) -> Result<(
             let message = format!("token id {} is out of range; the model has {vocab_size} tokens, from 0", ids[at]);
             Err(ApiError::field(format!("{field}[{at}]"), message))
         }
+    }
+}
+
+/// Ranges of the sampling parameters.
+pub(crate) fn check_params(state: &AppState, params: &RequestParams) -> Result<(), ApiError> {
+    params.validate(state.llm.info()).map_err(|error| ApiError::field(error.field, error.message))
+}
+
+/// The id to answer with: the header's, else the body's `request_id`, else the fresh one that the header step made.
+pub(crate) fn request_id(of_header: RequestId, of_body: Option<String>) -> Result<Arc<str>, ApiError> {
+    match of_body {
+        Some(id) if !of_header.given => match RequestId::from_client(&id) {
+            Some(id) => Ok(id.text),
+            None => Err(ApiError::field("request_id", "must be 1 to 128 letters, digits or any of -_.:/+=")),
+        },
+        _ => Ok(of_header.text),
     }
 }
 
