@@ -1,3 +1,4 @@
 //! `host` serves language models over the OpenAI API; what differs between models comes from plugins.
 
 pub mod exec;
+pub mod hub;

@@ -12,19 +12,27 @@
 //! - Every node has one output, whose type follows from its op and the types of its inputs
 //!   ([`spec::infer`]); a graph that was not verified is never executed.
 
+mod abi;
 mod builder;
+pub mod config;
 pub mod define;
 mod dim;
+mod layers;
 mod model;
 pub mod op;
+mod request;
+pub mod rope;
 pub mod spec;
+pub mod testkit;
 mod text;
 mod types;
 
+pub use abi::{DescribeReply, PANICKED, Plugin};
 pub use builder::{AttentionOptions, Builder};
 pub use dim::{Dim, DimError};
 pub use model::{Graph, KvState, Model, Node, Value};
 pub use op::{Activation, ConstData, InputKind, Op};
+pub use request::{BuildError, BuildRequest, Description, IrVersion, TensorInfo};
 pub use spec::SpecError;
 pub use text::ParseError;
 pub use types::{DType, Shape, Type};
@@ -33,3 +41,9 @@ pub use types::{DType, Shape, Type};
 pub const IR_MAJOR: u32 = 1;
 /// Minor version of the graph IR: grows with every new op or attribute; a host reads every older one.
 pub const IR_MINOR: u32 = 0;
+
+/// For the expansion of `export_plugin!` only.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::abi::{Header, header};
+}

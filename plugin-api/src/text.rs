@@ -14,7 +14,7 @@ use crate::types::Type;
 use crate::{IR_MAJOR, IR_MINOR};
 
 /// Longest text that is read, in bytes.
-pub const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 256 << 20;
 
 /// Why a text is not a model.
 #[derive(Debug, thiserror::Error, PartialEq)]
