@@ -8,5 +8,4 @@ pub mod exec;
 pub mod graph;
 pub mod hub;
 pub mod llm;
-pub mod server;
 pub mod text;

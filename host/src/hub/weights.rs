@@ -27,7 +27,8 @@ pub struct Weights {
 
 struct Inner {
     files: Vec<Source>,
-    tensors: BTreeMap<String, Stored>,
+    /// Sorted by name.
+    tensors: Vec<(String, Stored)>,
 }
 
 struct Source {
@@ -99,7 +100,7 @@ impl Weights {
         }
         let weights = Self::from_sources(sources)?;
         for (tensor, file) in &entries {
-            let stored = weights.inner.tensors.get(tensor);
+            let stored = weights.stored(tensor);
             if stored.is_none_or(|stored| weights.inner.files[stored.file].path != dir.join(file)) {
                 let message = format!("the index says that it is in {file}, but it is not");
                 return Err(HubError::Tensor {
@@ -141,13 +142,13 @@ impl Weights {
             }
         }
         let weights = Self {
-            inner: Arc::new(Inner { files, tensors }),
+            inner: Arc::new(Inner { files, tensors: tensors.into_iter().collect() }),
         };
         let misaligned = weights
             .inner
             .tensors
-            .values()
-            .filter(|t| !weights.is_aligned(t))
+            .iter()
+            .filter(|(_, t)| !weights.is_aligned(t))
             .count();
         if misaligned > 0 {
             tracing::warn!(
@@ -160,7 +161,21 @@ impl Weights {
 
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Option<WeightView<'_>> {
-        self.inner.tensors.get(name).map(|stored| self.view(stored))
+        self.stored(name).map(|stored| self.view(stored))
+    }
+
+    /// Where the tensor stands among all, for [`Weights::at`]: looking up by number costs nothing.
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.inner.tensors.binary_search_by(|(n, _)| n.as_str().cmp(name)).ok()
+    }
+
+    /// The tensor with this number. Panics if there is none: numbers come from [`Weights::index_of`].
+    pub fn at(&self, index: usize) -> WeightView<'_> {
+        self.view(&self.inner.tensors[index].1)
+    }
+
+    fn stored(&self, name: &str) -> Option<&Stored> {
+        self.index_of(name).map(|i| &self.inner.tensors[i].1)
     }
 
     /// All tensors, sorted by name.
@@ -193,8 +208,8 @@ impl Weights {
     pub fn total_bytes(&self) -> u64 {
         self.inner
             .tensors
-            .values()
-            .map(|t| (t.info.end - t.info.begin) as u64)
+            .iter()
+            .map(|(_, t)| (t.info.end - t.info.begin) as u64)
             .sum()
     }
 
@@ -202,10 +217,10 @@ impl Weights {
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<Vec<String>, HubError> {
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
         let mut unexpected: std::collections::BTreeSet<&str> =
-            self.inner.tensors.keys().map(String::as_str).collect();
+            self.inner.tensors.iter().map(|(name, _)| name.as_str()).collect();
         for (name, shape) in expected {
             unexpected.remove(name.as_str());
-            match self.inner.tensors.get(name) {
+            match self.stored(name) {
                 None => missing.push(name.clone()),
                 Some(t) if t.info.shape != *shape => {
                     wrong.push(format!(

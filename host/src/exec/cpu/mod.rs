@@ -27,10 +27,10 @@ use super::{Dtype, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, Pr
 use crate::hub::Weights;
 
 pub use lower::{LowerError, lower};
-pub use plan::{Call, Plan, Static, StaticForm, View};
+pub use plan::*;
 pub use statics::read_f32;
 
-use plan::{Epilogue, Norm, Operand};
+
 
 /// Settings of the executor.
 #[derive(Debug, Clone)]

@@ -165,8 +165,9 @@ pub enum Operand {
     Static(StaticId, Vec<usize>),
 }
 
-/// One kernel call.
+/// One kernel call. Fields are what the call reads and writes; see the kernel of that name.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // one line above each variant says it
 pub enum Call {
     /// Rows of a table.
     Embed { table: StaticId, ids: View, out: View },
@@ -227,8 +228,7 @@ impl Call {
     /// The views it reads and the one that it writes, if any.
     pub fn views(&mut self) -> Vec<&mut View> {
         fn of(operands: &mut [Operand]) -> Vec<&mut View> {
-            let view = |o| if let Operand::View(v, _) = o { Some(v) } else { None };
-            operands.iter_mut().filter_map(view).collect()
+            operands.iter_mut().filter_map(|o| if let Operand::View(v, _) = o { Some(v) } else { None }).collect()
         }
         match self {
             Call::Embed { ids, out, .. } => vec![ids, out],

@@ -8,7 +8,7 @@ use plugin_api::{ConstData, Graph, Op, Value};
 use super::plan::{Elem, Static, StaticForm};
 use crate::exec::reference::{self, Tensor};
 use crate::exec::{Dtype, ExecError};
-use crate::hub::{Weights, weights::Dtype as Stored};
+use crate::hub::{Dtype as Stored, Weights};
 
 /// The data of one static value.
 pub(super) enum StaticData {
@@ -143,7 +143,7 @@ pub fn read_f32(weights: &Weights, name: &str) -> Result<Tensor, String> {
     let bytes = view.data;
     let data = match view.dtype {
         Stored::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Stored::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Stored::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         Stored::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         other => return Err(format!("is stored as {other:?}; weights of F32, F16 and BF16 are read")),
     };
@@ -153,7 +153,7 @@ pub fn read_f32(weights: &Weights, name: &str) -> Result<Tensor, String> {
 fn float_type(stored: Stored) -> Option<WeightDtype> {
     match stored {
         Stored::F32 => Some(WeightDtype::F32),
-        Stored::Bf16 => Some(WeightDtype::Bf16),
+        Stored::BF16 => Some(WeightDtype::Bf16),
         Stored::F16 => Some(WeightDtype::F16),
         _ => None,
     }

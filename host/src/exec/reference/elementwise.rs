@@ -4,7 +4,7 @@ use candle_core::cpu::erf::erf_f32;
 use plugin_api::Op;
 
 /// The function of a one-input op on floats.
-pub(super) fn float_unary(op: &Op) -> Option<fn(f32) -> f32> {
+pub(in crate::exec) fn float_unary(op: &Op) -> Option<fn(f32) -> f32> {
     Some(match op {
         Op::Neg => |x| -x,
         Op::Abs => f32::abs,
@@ -34,7 +34,7 @@ pub(super) fn float_unary(op: &Op) -> Option<fn(f32) -> f32> {
 }
 
 /// The function of a one-input op on integers; arithmetic wraps.
-pub(super) fn int_unary(op: &Op) -> Option<fn(i64) -> i64> {
+pub(in crate::exec) fn int_unary(op: &Op) -> Option<fn(i64) -> i64> {
     Some(match op {
         Op::Neg => i64::wrapping_neg,
         Op::Abs => i64::wrapping_abs,
@@ -44,7 +44,7 @@ pub(super) fn int_unary(op: &Op) -> Option<fn(i64) -> i64> {
 }
 
 /// The function of a two-input op on floats.
-pub(super) fn float_binary(op: &Op) -> Option<fn(f32, f32) -> f32> {
+pub(in crate::exec) fn float_binary(op: &Op) -> Option<fn(f32, f32) -> f32> {
     Some(match op {
         Op::Add => |a, b| a + b,
         Op::Sub => |a, b| a - b,
@@ -62,7 +62,7 @@ pub(super) fn float_binary(op: &Op) -> Option<fn(f32, f32) -> f32> {
 }
 
 /// The function of a two-input op on integers; sums and products wrap.
-pub(super) fn int_binary(op: &Op) -> Option<fn(i64, i64) -> Result<i64, String>> {
+pub(in crate::exec) fn int_binary(op: &Op) -> Option<fn(i64, i64) -> Result<i64, String>> {
     Some(match op {
         Op::Add => |a, b| Ok(a.wrapping_add(b)),
         Op::Sub => |a, b| Ok(a.wrapping_sub(b)),
@@ -94,7 +94,7 @@ fn floor_div(a: i64, b: i64) -> Result<i64, String> {
 }
 
 /// The function of a comparison; every comparison with NaN is false but `ne`.
-pub(super) fn comparison<E: PartialOrd>(op: &Op) -> Option<fn(E, E) -> bool> {
+pub(in crate::exec) fn comparison<E: PartialOrd>(op: &Op) -> Option<fn(E, E) -> bool> {
     Some(match op {
         Op::Eq => |a, b| a == b,
         Op::Ne => |a, b| a != b,

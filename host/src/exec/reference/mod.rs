@@ -10,7 +10,7 @@
 //! `prepare` folds a graph and runs it, `ops` dispatches one op, `elementwise` and `lanes` compute,
 //! `executor` speaks the engine's language.
 
-mod elementwise;
+pub(super) mod elementwise;
 mod executor;
 mod lanes;
 mod ops;
@@ -18,7 +18,7 @@ mod prepare;
 #[cfg(test)]
 mod tests;
 
-use plugin_api::{ConstData, Graph, SpecError, Value};
+use plugin_api::{ConstData, Graph, Op, SpecError, Value};
 
 pub use executor::{Limits, ReferenceExecutor};
 pub use prepare::{MAX_ELEMENTS, Prepared};
@@ -127,6 +127,30 @@ impl Inputs {
             rows: rows.to_vec(),
         }
     }
+}
+
+/// Computes one primitive of a step of `tokens` tokens whose rows `rows` are selected; `shape` is that of
+/// the result. For executors that have no kernel for it.
+pub(super) fn apply(
+    op: &Op,
+    inputs: &[Tensor],
+    shape: &[usize],
+    tokens: usize,
+    rows: &[usize],
+) -> Result<Tensor, EvalError> {
+    let blank = vec![0; tokens];
+    let inputs_of_step = Inputs {
+        token_ids: blank.clone(),
+        positions: blank.clone(),
+        context_length: blank,
+        rows: rows.to_vec(),
+    };
+    let step = ops::Step::new(&inputs_of_step)?;
+    let fail = |e: ops::OpError| EvalError::Node { node: 0, name: String::new(), op: op.name(), message: e.0 };
+    let arrays: Vec<_> =
+        inputs.iter().map(|t| ops::from_data(t.data.clone(), &t.shape)).collect::<Result<_, _>>().map_err(fail)?;
+    let refs: Vec<_> = arrays.iter().collect();
+    ops::apply(op, &refs, shape, &step).and_then(|array| ops::to_tensor(&array)).map_err(fail)
 }
 
 /// The outputs of a graph for one sequence, by name. Loads every weight anew: keep a [`Prepared`] to
