@@ -19,8 +19,6 @@ mod step;
 mod tests;
 
 pub use handle::{Engine, EngineConfig, EngineError, EngineHandle, EventStream, SubmitError};
-pub use params::{
-    EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs,
-};
+pub use params::{EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs};
 pub use sequence::Sequence;
 pub use stats::{EngineState, Stats};

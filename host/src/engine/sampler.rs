@@ -48,17 +48,12 @@ impl History {
     /// Nothing generated yet.
     pub fn new(prompt: &[u32], params: &SamplingParams) -> Self {
         let repetition = params.repetition_penalty != 1.0;
-        let penalties =
-            repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
+        let penalties = repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
         Self {
             output: Vec::new(),
             prompt_len: prompt.len(),
             counts: penalties.then(HashMap::new),
-            prompt: if repetition {
-                prompt.iter().copied().collect()
-            } else {
-                HashSet::new()
-            },
+            prompt: if repetition { prompt.iter().copied().collect() } else { HashSet::new() },
         }
     }
 
@@ -85,10 +80,7 @@ struct Candidate {
 
 /// Most likely first; equal ones by token id. No logit is NaN here.
 fn better_first(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit
-        .partial_cmp(&a.logit)
-        .unwrap_or(Ordering::Equal)
-        .then(a.token.cmp(&b.token))
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
 }
 
 /// Working memory, used again for every row.
@@ -134,19 +126,11 @@ impl Sampler {
 
     /// Leaves in `candidates` the tokens to draw from, by id, and their weights.
     fn keep(&mut self, logits: &[f32], max: f32, params: &SamplingParams) {
-        let Self {
-            candidates,
-            scratch,
-            ..
-        } = self;
+        let Self { candidates, scratch, .. } = self;
         let least = ((f64::from(params.min_p) * f64::from(WEIGHT_ONE)).ceil() as u64).max(1);
         let weighed = |logit: f32, token: u32| {
             let weight = weight((logit - max) / params.temperature);
-            (weight >= least).then_some(Candidate {
-                logit,
-                token,
-                weight,
-            })
+            (weight >= least).then_some(Candidate { logit, token, weight })
         };
         if params.top_k > 0 && params.top_k < logits.len() {
             // min_p and top_k both keep a beginning of the same order, so it does not matter which comes first.
@@ -156,12 +140,7 @@ impl Sampler {
             candidates.sort_unstable_by_key(|c| c.token);
         } else {
             candidates.clear();
-            candidates.extend(
-                logits
-                    .iter()
-                    .zip(0u32..)
-                    .filter_map(|(&logit, token)| weighed(logit, token)),
-            );
+            candidates.extend(logits.iter().zip(0u32..).filter_map(|(&logit, token)| weighed(logit, token)));
         }
         if params.top_p < 1.0 {
             scratch.clone_from(candidates);
@@ -171,67 +150,36 @@ impl Sampler {
     }
 
     /// The log-probability of `token` and of the `count` most likely tokens, from the model's own logits.
-    pub fn logprobs(
-        &mut self,
-        logits: &[f32],
-        token: u32,
-        count: usize,
-    ) -> Result<TokenLogprobs, SampleError> {
+    pub fn logprobs(&mut self, logits: &[f32], token: u32, count: usize) -> Result<TokenLogprobs, SampleError> {
         check_finite(logits)?;
         let (_, max) = best(logits).ok_or(SampleError::NothingLeft)?;
-        let sum: f64 = logits
-            .iter()
-            .map(|&logit| f64::from(exp(logit - max)))
-            .sum();
+        let sum: f64 = logits.iter().map(|&logit| f64::from(exp(logit - max))).sum();
         let norm = f64::from(max) + sum.ln();
         let logprob = |logit: f32| (f64::from(logit) - norm) as f32;
-        let own = logits
-            .get(token as usize)
-            .copied()
-            .unwrap_or(f32::NEG_INFINITY);
-        let before = |(&logit, other): (&f32, u32)| {
-            u32::from(logit > own || (logit == own && other < token))
-        };
+        let own = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        let before = |(&logit, other): (&f32, u32)| u32::from(logit > own || (logit == own && other < token));
         let rank = 1 + logits.iter().zip(0u32..).map(before).sum::<u32>();
         most_likely(logits, count, &mut self.scratch);
         self.scratch.sort_unstable_by(better_first);
-        let top = self
-            .scratch
-            .iter()
-            .map(|c| (c.token, logprob(c.logit)))
-            .collect();
-        Ok(TokenLogprobs {
-            token,
-            logprob: logprob(own),
-            rank,
-            top,
-        })
+        let top = self.scratch.iter().map(|c| (c.token, logprob(c.logit))).collect();
+        Ok(TokenLogprobs { token, logprob: logprob(own), rank, top })
     }
 }
 
 /// Minus infinity excludes a token; anything else that is not a number is an error.
 fn check_finite(logits: &[f32]) -> Result<(), SampleError> {
     // NaN and +inf both fail the comparison; without an early exit this is a few vector instructions.
-    if logits
-        .iter()
-        .fold(true, |fine, &logit| fine & (logit < f32::INFINITY))
-    {
+    if logits.iter().fold(true, |fine, &logit| fine & (logit < f32::INFINITY)) {
         return Ok(());
     }
     let bad = logits.iter().position(|&logit| !(logit < f32::INFINITY));
     let token = bad.unwrap_or_default();
-    Err(SampleError::NotFinite {
-        token,
-        value: logits[token],
-    })
+    Err(SampleError::NotFinite { token, value: logits[token] })
 }
 
 /// The first of the largest logits, unless all are minus infinity.
 fn best(logits: &[f32]) -> Option<(u32, f32)> {
-    let max = logits.iter().fold(
-        f32::NEG_INFINITY,
-        |max, &logit| if logit > max { logit } else { max },
-    );
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| if logit > max { logit } else { max });
     let token = logits.iter().position(|&logit| logit == max)?;
     (max > f32::NEG_INFINITY).then_some((token as u32, max))
 }
@@ -252,10 +200,8 @@ fn change_logits(logits: &mut [f32], params: &SamplingParams, history: &History)
         }
     };
     if let Some(allowed) = &params.allowed_token_ids {
-        let kept: Vec<(u32, f32)> = allowed
-            .iter()
-            .filter_map(|&token| Some((token, *logits.get(token as usize)?)))
-            .collect();
+        let kept: Vec<(u32, f32)> =
+            allowed.iter().filter_map(|&token| Some((token, *logits.get(token as usize)?))).collect();
         logits.fill(f32::NEG_INFINITY);
         for (token, logit) in kept {
             logits[token as usize] = logit;
@@ -269,11 +215,7 @@ fn change_logits(logits: &mut [f32], params: &SamplingParams, history: &History)
         }
     }
     if history.output.len() < params.min_tokens {
-        let eos: &[u32] = if params.ignore_eos {
-            &[]
-        } else {
-            &params.eos_token_ids
-        };
+        let eos: &[u32] = if params.ignore_eos { &[] } else { &params.eos_token_ids };
         for &token in eos.iter().chain(&params.stop_token_ids) {
             ban(token, logits);
         }
@@ -288,25 +230,13 @@ fn change_logits(logits: &mut [f32], params: &SamplingParams, history: &History)
     }
 }
 
-fn penalise(
-    logits: &mut [f32],
-    params: &SamplingParams,
-    history: &History,
-    counts: &HashMap<u32, u32>,
-) {
+fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History, counts: &HashMap<u32, u32>) {
     let repetition = params.repetition_penalty;
     if repetition != 1.0 {
-        let in_prompt_only = history
-            .prompt
-            .iter()
-            .filter(|token| !counts.contains_key(token));
+        let in_prompt_only = history.prompt.iter().filter(|token| !counts.contains_key(token));
         for &token in counts.keys().chain(in_prompt_only) {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 {
-                    *logit / repetition
-                } else {
-                    *logit * repetition
-                };
+                *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
             }
         }
     }
@@ -330,11 +260,7 @@ fn most_likely(logits: &[f32], count: usize, out: &mut Vec<Candidate>) {
     for (&logit, token) in logits.iter().zip(0u32..) {
         // Later tokens lose against equal earlier ones, so an equal logit is of no use.
         if logit > threshold {
-            out.push(Candidate {
-                logit,
-                token,
-                weight: 0,
-            });
+            out.push(Candidate { logit, token, weight: 0 });
             if out.len() == room {
                 let (_, worst, _) = out.select_nth_unstable_by(count - 1, better_first);
                 threshold = worst.logit;
@@ -385,17 +311,12 @@ fn draw(candidates: &[Candidate], random: u64) -> u32 {
 
 /// A uniform number for a position of a sequence: splitmix64's mixer over both.
 pub fn random(seed: u64, position: u64) -> u64 {
-    mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15))
-        ^ position.wrapping_mul(0xD605_BBB5_8C8A_BBC9))
+    mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)) ^ position.wrapping_mul(0xD605_BBB5_8C8A_BBC9))
 }
 
 /// A seed for each of several choices of one request; the first keeps the request's own.
 pub fn derive_seed(seed: u64, choice: u64) -> u64 {
-    if choice == 0 {
-        seed
-    } else {
-        mix(mix(seed) ^ choice.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-    }
+    if choice == 0 { seed } else { mix(mix(seed) ^ choice.wrapping_mul(0x9E37_79B9_7F4A_7C15)) }
 }
 
 fn mix(mut x: u64) -> u64 {
@@ -420,13 +341,7 @@ fn exp(x: f32) -> f32 {
     let exponent = (x * LOG2_E - 0.5) as i32; // rounds to nearest, as x <= 0
     let rest = x - exponent as f32 * LN2_HIGH - exponent as f32 * LN2_LOW;
     let mut poly = 1.987_569_1e-4f32;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        0.166_666_65,
-        0.5,
-    ] {
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
         poly = poly * rest + coefficient;
     }
     let poly = poly * rest * rest + rest + 1.0;

@@ -115,47 +115,28 @@ impl Shared {
     pub(super) fn advance_to(&self, state: EngineState) {
         self.state.fetch_max(state as u8, Ordering::AcqRel);
         if state == EngineState::Stopped {
-            *self
-                .stopped
-                .0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = true;
+            *self.stopped.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
             self.stopped.1.notify_all();
         }
     }
 
     /// Waits for [`EngineState::Stopped`]; false if `timeout` came first.
     pub(super) fn wait_stopped(&self, timeout: Duration) -> bool {
-        let guard = self
-            .stopped
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let result = self
-            .stopped
-            .1
-            .wait_timeout_while(guard, timeout, |stopped| !*stopped);
+        let guard = self.stopped.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.stopped.1.wait_timeout_while(guard, timeout, |stopped| !*stopped);
         *result.unwrap_or_else(PoisonError::into_inner).0
     }
 
     pub(super) fn beat(&self) {
-        self.heartbeat
-            .store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.heartbeat.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 
     pub(super) fn snapshot(&self) -> Stats {
         let state = self.state();
         let heartbeat = Duration::from_nanos(self.heartbeat.load(Ordering::Relaxed));
         // Requests that the thread has not taken from the channel yet wait too.
-        let waiting = self
-            .waiting
-            .load(Ordering::Relaxed)
-            .max(self.queued.load(Ordering::Relaxed));
-        let waiting = if state == EngineState::Stopped {
-            0
-        } else {
-            waiting
-        };
+        let waiting = self.waiting.load(Ordering::Relaxed).max(self.queued.load(Ordering::Relaxed));
+        let waiting = if state == EngineState::Stopped { 0 } else { waiting };
         Stats {
             running: self.running.load(Ordering::Relaxed),
             waiting,

@@ -44,9 +44,7 @@ pub enum LlmError {
         max_model_len: usize,
     },
     /// The model came without a tokenizer.
-    #[error(
-        "{field}: this model has no tokenizer (no tokenizer.json), so it takes no text; {instead}"
-    )]
+    #[error("{field}: this model has no tokenizer (no tokenizer.json), so it takes no text; {instead}")]
     NoTokenizer {
         /// What was given as text.
         field: &'static str,
@@ -97,14 +95,7 @@ impl Llm {
         info: ModelInfo,
         generation_config: GenerationConfig,
     ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                engine,
-                tokenizer,
-                info,
-                generation_config,
-            }),
-        }
+        Self { inner: Arc::new(Inner { engine, tokenizer, info, generation_config }) }
     }
 
     /// What the model is.
@@ -136,9 +127,7 @@ impl Llm {
             max_tokens: config.max_new_tokens,
             temperature: config.temperature.unwrap_or(base.temperature),
             top_p: config.top_p.unwrap_or(base.top_p),
-            top_k: config
-                .top_k
-                .map_or(base.top_k, |top_k| i64::try_from(top_k).unwrap_or(0)),
+            top_k: config.top_k.map_or(base.top_k, |top_k| i64::try_from(top_k).unwrap_or(0)),
             min_p: config.min_p.unwrap_or(base.min_p),
             repetition_penalty: config.repetition_penalty.unwrap_or(base.repetition_penalty),
             ..base
@@ -149,11 +138,7 @@ impl Llm {
     /// its time, though.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, LlmError> {
         let arrival = Instant::now();
-        let GenerateRequest {
-            prompt,
-            params,
-            priority,
-        } = request;
+        let GenerateRequest { prompt, params, priority } = request;
         params.validate(&self.inner.info)?;
         let prompt = self.tokens(prompt, params.add_special_tokens)?;
         self.submit_tokens(prompt, &params, priority, arrival)
@@ -161,11 +146,7 @@ impl Llm {
 
     /// Completes all prompts, as many at a time as the engine takes, and returns the answers in order.
     /// The first error ends it. Blocks: not for async code.
-    pub fn generate(
-        &self,
-        prompts: Vec<Prompt>,
-        params: &RequestParams,
-    ) -> Result<Vec<Completion>, LlmError> {
+    pub fn generate(&self, prompts: Vec<Prompt>, params: &RequestParams) -> Result<Vec<Completion>, LlmError> {
         self.generate_with(prompts, params, &mut |_, _| {})
     }
 
@@ -184,9 +165,7 @@ impl Llm {
             let prompt = self.tokens(prompt, params.add_special_tokens)?;
             let generation = loop {
                 match self.submit_tokens(prompt.clone(), params, 0, Instant::now()) {
-                    Err(LlmError::Submit(SubmitError::QueueFull { limit }))
-                        if params.n <= limit =>
-                    {
+                    Err(LlmError::Submit(SubmitError::QueueFull { limit })) if params.n <= limit => {
                         // Someone else's requests fill the queue if none of ours is left to wait for.
                         if running.is_empty() {
                             std::thread::sleep(Duration::from_millis(5));
@@ -197,17 +176,8 @@ impl Llm {
                     other => break other?,
                 }
             };
-            let choices = (0..params.n)
-                .map(|index| Output {
-                    index,
-                    ..Output::default()
-                })
-                .collect();
-            let completion = Completion {
-                prompt_token_ids: prompt,
-                prompt_logprobs: None,
-                choices,
-            };
+            let choices = (0..params.n).map(|index| Output { index, ..Output::default() }).collect();
+            let completion = Completion { prompt_token_ids: prompt, prompt_logprobs: None, choices };
             running.push_back((generation, completion));
         }
         while !running.is_empty() {
@@ -221,13 +191,10 @@ impl Llm {
     fn tokens(&self, prompt: Prompt, add_special_tokens: bool) -> Result<Vec<u32>, LlmError> {
         match (prompt, &self.inner.tokenizer) {
             (Prompt::Tokens(tokens), _) => Ok(tokens),
-            (Prompt::Text(text), Some(tokenizer)) => {
-                Ok(tokenizer.encode(&text, add_special_tokens)?)
+            (Prompt::Text(text), Some(tokenizer)) => Ok(tokenizer.encode(&text, add_special_tokens)?),
+            (Prompt::Text(_), None) => {
+                Err(LlmError::NoTokenizer { field: "prompt", instead: "pass the prompt as token ids" })
             }
-            (Prompt::Text(_), None) => Err(LlmError::NoTokenizer {
-                field: "prompt",
-                instead: "pass the prompt as token ids",
-            }),
         }
     }
 
@@ -238,28 +205,16 @@ impl Llm {
         priority: i32,
         arrival: Instant,
     ) -> Result<Generation, LlmError> {
-        let Inner {
-            engine,
-            tokenizer,
-            generation_config,
-            ..
-        } = &*self.inner;
+        let Inner { engine, tokenizer, generation_config, .. } = &*self.inner;
         let max_model_len = engine.config().max_model_len;
         if let Some(max_tokens) = params.max_tokens
             && prompt.len() < max_model_len
             && prompt.len().saturating_add(max_tokens) > max_model_len
         {
-            return Err(LlmError::ContextLength {
-                prompt: prompt.len(),
-                max_tokens,
-                max_model_len,
-            });
+            return Err(LlmError::ContextLength { prompt: prompt.len(), max_tokens, max_model_len });
         }
         if tokenizer.is_none() && !params.stop.is_empty() {
-            return Err(LlmError::NoTokenizer {
-                field: "stop",
-                instead: "use stop_token_ids",
-            });
+            return Err(LlmError::NoTokenizer { field: "stop", instead: "use stop_token_ids" });
         }
         let bad_words = self.bad_words(&params.bad_words)?;
         let tail = &prompt[prompt.len().saturating_sub(PROMPT_TAIL)..];
@@ -277,23 +232,14 @@ impl Llm {
         let setup = |(index, (events, sampling))| ChoiceSetup {
             index,
             events,
-            detokenizer: tokenizer
-                .as_ref()
-                .filter(|_| params.detokenize)
-                .map(detokenizer),
+            detokenizer: tokenizer.as_ref().filter(|_| params.detokenize).map(detokenizer),
             stops: params.stop.clone(),
             include_stop: params.include_stop_str_in_output,
             params: sampling,
             prompt_tokens: prompt.len(),
             arrival,
         };
-        let choices = streams
-            .into_iter()
-            .zip(all)
-            .enumerate()
-            .map(setup)
-            .map(Choice::new)
-            .collect();
+        let choices = streams.into_iter().zip(all).enumerate().map(setup).map(Choice::new).collect();
         Ok(Generation::new(prompt, choices))
     }
 
@@ -302,10 +248,7 @@ impl Llm {
         let mut out: Vec<Vec<u32>> = Vec::new();
         for word in words {
             let Some(tokenizer) = &self.inner.tokenizer else {
-                return Err(LlmError::NoTokenizer {
-                    field: "bad_words",
-                    instead: "use logit_bias",
-                });
+                return Err(LlmError::NoTokenizer { field: "bad_words", instead: "use logit_bias" });
             };
             let word = word.trim_start();
             let plain = tokenizer.encode(word, false)?;
@@ -322,22 +265,12 @@ impl Llm {
 
 /// Waits for news of the oldest generation; true if it was done. The others go on meanwhile: the engine
 /// keeps their tokens for them.
-fn advance(
-    running: &mut VecDeque<(Generation, Completion)>,
-    done: &mut Vec<Completion>,
-) -> Result<bool, LlmError> {
+fn advance(running: &mut VecDeque<(Generation, Completion)>, done: &mut Vec<Completion>) -> Result<bool, LlmError> {
     let Some((generation, completion)) = running.front_mut() else {
         return Ok(false);
     };
     if let Some(output) = generation.blocking_next() {
-        let Output {
-            index,
-            text,
-            token_ids,
-            logprobs,
-            finish,
-            prompt_logprobs,
-        } = output?;
+        let Output { index, text, token_ids, logprobs, finish, prompt_logprobs } = output?;
         let choice = &mut completion.choices[index];
         choice.text.push_str(&text);
         choice.token_ids.extend(token_ids);

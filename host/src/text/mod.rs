@@ -29,11 +29,7 @@ pub struct Detokenizer(Arc<Tokenizer>);
 
 impl Detokenizer {
     /// Starts after `prompt_tail`.
-    pub fn new(
-        tokenizer: &Arc<Tokenizer>,
-        _skip_special_tokens: bool,
-        _prompt_tail: &[u32],
-    ) -> Self {
+    pub fn new(tokenizer: &Arc<Tokenizer>, _skip_special_tokens: bool, _prompt_tail: &[u32]) -> Self {
         Self(Arc::clone(tokenizer))
     }
 

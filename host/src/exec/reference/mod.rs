@@ -139,12 +139,8 @@ pub(super) fn apply(
     rows: &[usize],
 ) -> Result<Tensor, EvalError> {
     let blank = vec![0; tokens];
-    let inputs_of_step = Inputs {
-        token_ids: blank.clone(),
-        positions: blank.clone(),
-        context_length: blank,
-        rows: rows.to_vec(),
-    };
+    let inputs_of_step =
+        Inputs { token_ids: blank.clone(), positions: blank.clone(), context_length: blank, rows: rows.to_vec() };
     let step = ops::Step::new(&inputs_of_step)?;
     let fail = |e: ops::OpError| EvalError::Node { node: 0, name: String::new(), op: op.name(), message: e.0 };
     let arrays: Vec<_> =
