@@ -260,7 +260,7 @@ impl<'a> Reader<'a> {
             }
         };
         if !(1.0..=(1u64 << 40) as f64).contains(&context) {
-            return Err(self.rope.wrong("factor", format!("it gives a context of {context} tokens")));
+            return Err(self.rope.wrong("factor", "it gives a context of less than 1 or more than 2^40 tokens"));
         }
         Ok(RopeConfig { frequencies, attention_factor: attention_factor as f32, context_length: context as u64 })
     }
