@@ -123,3 +123,99 @@ fn broken_configurations_give_errors_that_name_the_field() {
         assert!(error.contains("config.json must be an object"), "{error}");
     }
 }
+
+/// Whatever stands in a field, the plugin gives a graph that verifies, or an error: never a panic.
+#[test]
+fn odd_values_never_panic() {
+    let fields = [
+        "architectures",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "attention_bias",
+        "tie_word_embeddings",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+    ];
+    let rope_fields = [
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "short_factor",
+        "long_factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "partial_rotary_factor",
+    ];
+    let values = [
+        json!(null),
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(3),
+        json!(65536),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(0.5),
+        json!(1e-300),
+        json!(1e38),
+        json!(1e300),
+        json!(""),
+        json!("é".repeat(100)),
+        json!(true),
+        json!([]),
+        json!([1, 1]),
+        json!({}),
+        json!({"rope_type": "yarn"}),
+        json!({"a": [null]}),
+    ];
+    let mut built = 0;
+    let mut check = |config: Value| {
+        if let Ok(model) = Llama::build(&BuildRequest::new(config.clone(), Vec::new())) {
+            plugin_api::spec::verify(&model).unwrap_or_else(|e| panic!("{config}: {e}"));
+            built += 1;
+        }
+    };
+    for architecture in Llama::describe().architectures {
+        for field in fields {
+            for value in &values {
+                let mut config = config(json!({"architectures": [architecture]}));
+                config[field] = value.clone();
+                check(config);
+            }
+        }
+    }
+    for kind in plugin_api::rope::TYPES {
+        for field in rope_fields {
+            for value in &values {
+                let mut rope = json!({
+                    "rope_type": kind, "factor": 2, "short_factor": [1, 1], "long_factor": [1, 2], "low_freq_factor": 1,
+                    "high_freq_factor": 4, "original_max_position_embeddings": 64
+                });
+                rope[field] = value.clone();
+                check(config(json!({"rope_parameters": rope})));
+            }
+        }
+    }
+    assert!(built > 500, "only {built} of the configurations were built");
+}
