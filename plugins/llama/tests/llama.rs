@@ -90,6 +90,7 @@ fn broken_configurations_give_errors_that_name_the_field() {
         (json!({"num_key_value_heads": 3}), &["`num_attention_heads` is 4", "multiple of the 3 key heads"]),
         (json!({"head_dim": 3}), &["rotate 3 elements"]),
         (json!({"head_dim": 1 << 20}), &["`head_dim` is 1048576", "65536"]),
+        (json!({"hidden_size": 1 << 30}), &["heads of size 268435456", "65536"]),
         (json!({"num_attention_heads": 1 << 30, "head_dim": 1 << 16}), &["q_proj", "out of range"]),
         (json!({"rms_norm_eps": "tiny"}), &["`rms_norm_eps` is \"tiny\"", "must be a number"]),
         (json!({"rms_norm_eps": -1}), &["`rms_norm_eps` is -1", "from 0 to 1"]),
