@@ -189,6 +189,12 @@ impl Entry {
         read_json(&self.dir.join("config.json"))
     }
 
+    /// Name, dtype and shape of every tensor of the checkpoint.
+    pub fn tensors(&self) -> Result<Vec<(String, String, Vec<usize>)>, ZooError> {
+        let recipe: Recipe = read_json(&self.dir.join("weights.json"))?;
+        Ok(recipe.files.into_values().flatten().map(|t| (t.name, t.dtype, t.shape)).collect())
+    }
+
     /// Writes the checkpoint into the folder `out/<name>` (made if need be) and returns that folder.
     pub fn materialize(&self, out: &Path) -> Result<PathBuf, ZooError> {
         let path = self.dir.join("weights.json");
