@@ -1,5 +1,5 @@
 //! The engine: decides what runs in each step, chooses tokens, and tells clients. One OS thread owns
-//! everything ([`step`]); the rest of the program talks to it through [`EngineHandle`] over bounded
+//! everything (`step.rs`); the rest of the program talks to it through [`EngineHandle`] over bounded
 //! channels. It never sees text, JSON or HTTP. Called by `llm`.
 //!
 //! [`scheduler`] is the policy and [`blocks`] the KV cache's bookkeeping; both are pure, so that property

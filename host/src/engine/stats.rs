@@ -53,6 +53,8 @@ pub struct Stats {
     pub preemptions: u64,
     /// Steps begun.
     pub steps: u64,
+    /// Steps that the executor failed.
+    pub failed_steps: u64,
     /// A step runs, or requests wait for one.
     pub busy: bool,
     /// Since the step loop last went round. If `busy` and this is large, the executor hangs.
@@ -77,6 +79,7 @@ pub(super) struct Shared {
     pub(super) prefix_hits: AtomicU64,
     pub(super) preemptions: AtomicU64,
     pub(super) steps: AtomicU64,
+    pub(super) failed_steps: AtomicU64,
     pub(super) busy: AtomicBool,
     state: AtomicU8,
     started: Instant,
@@ -99,6 +102,7 @@ impl Shared {
             prefix_hits: AtomicU64::new(0),
             preemptions: AtomicU64::new(0),
             steps: AtomicU64::new(0),
+            failed_steps: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             state: AtomicU8::new(EngineState::Running as u8),
             started: Instant::now(),
@@ -148,6 +152,7 @@ impl Shared {
             generation_tokens: self.generation_tokens.load(Ordering::Relaxed),
             preemptions: self.preemptions.load(Ordering::Relaxed),
             steps: self.steps.load(Ordering::Relaxed),
+            failed_steps: self.failed_steps.load(Ordering::Relaxed),
             busy: self.busy.load(Ordering::Relaxed),
             since_heartbeat: self.started.elapsed().saturating_sub(heartbeat),
             state,

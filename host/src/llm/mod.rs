@@ -20,9 +20,6 @@ use output::{Choice, ChoiceSetup};
 use crate::engine::{EngineHandle, EngineRequest, SamplingParams, SubmitError, TokenLogprobs};
 use crate::text::{Detokenizer, GenerationConfig, TextError, Tokenizer};
 
-/// Tokens of the prompt that the detokeniser sees: enough for any character and its spacing.
-const PROMPT_TAIL: usize = 8;
-
 /// Why a request was refused or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LlmError {
@@ -44,7 +41,9 @@ pub enum LlmError {
         max_model_len: usize,
     },
     /// The model came without a tokenizer.
-    #[error("{field}: this model has no tokenizer (no tokenizer.json), so it takes no text; {instead}")]
+    #[error(
+        "{field}: this model has no tokenizer (no tokenizer.json), so it takes no text; {instead}"
+    )]
     NoTokenizer {
         /// What was given as text.
         field: &'static str,
@@ -63,17 +62,24 @@ pub enum LlmError {
 }
 
 /// A model that generates. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Llm {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     engine: EngineHandle,
     tokenizer: Option<Arc<Tokenizer>>,
     info: ModelInfo,
     generation_config: GenerationConfig,
+}
+
+impl std::fmt::Debug for Llm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Llm")
+            .field("info", &self.inner.info)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The whole answer to one prompt.
@@ -95,7 +101,14 @@ impl Llm {
         info: ModelInfo,
         generation_config: GenerationConfig,
     ) -> Self {
-        Self { inner: Arc::new(Inner { engine, tokenizer, info, generation_config }) }
+        Self {
+            inner: Arc::new(Inner {
+                engine,
+                tokenizer,
+                info,
+                generation_config,
+            }),
+        }
     }
 
     /// What the model is.
@@ -124,10 +137,10 @@ impl Llm {
         let config = &self.inner.generation_config;
         let base = RequestParams::default();
         RequestParams {
-            max_tokens: config.max_new_tokens,
+            max_tokens: config.max_new_tokens.map(|count| count as usize),
             temperature: config.temperature.unwrap_or(base.temperature),
             top_p: config.top_p.unwrap_or(base.top_p),
-            top_k: config.top_k.map_or(base.top_k, |top_k| i64::try_from(top_k).unwrap_or(0)),
+            top_k: config.top_k.map_or(base.top_k, i64::from),
             min_p: config.min_p.unwrap_or(base.min_p),
             repetition_penalty: config.repetition_penalty.unwrap_or(base.repetition_penalty),
             ..base
@@ -138,7 +151,11 @@ impl Llm {
     /// its time, though.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, LlmError> {
         let arrival = Instant::now();
-        let GenerateRequest { prompt, params, priority } = request;
+        let GenerateRequest {
+            prompt,
+            params,
+            priority,
+        } = request;
         params.validate(&self.inner.info)?;
         let prompt = self.tokens(prompt, params.add_special_tokens)?;
         self.submit_tokens(prompt, &params, priority, arrival)
@@ -146,7 +163,11 @@ impl Llm {
 
     /// Completes all prompts, as many at a time as the engine takes, and returns the answers in order.
     /// The first error ends it. Blocks: not for async code.
-    pub fn generate(&self, prompts: Vec<Prompt>, params: &RequestParams) -> Result<Vec<Completion>, LlmError> {
+    pub fn generate(
+        &self,
+        prompts: Vec<Prompt>,
+        params: &RequestParams,
+    ) -> Result<Vec<Completion>, LlmError> {
         self.generate_with(prompts, params, &mut |_, _| {})
     }
 
@@ -165,7 +186,9 @@ impl Llm {
             let prompt = self.tokens(prompt, params.add_special_tokens)?;
             let generation = loop {
                 match self.submit_tokens(prompt.clone(), params, 0, Instant::now()) {
-                    Err(LlmError::Submit(SubmitError::QueueFull { limit })) if params.n <= limit => {
+                    Err(LlmError::Submit(SubmitError::QueueFull { limit }))
+                        if params.n <= limit =>
+                    {
                         // Someone else's requests fill the queue if none of ours is left to wait for.
                         if running.is_empty() {
                             std::thread::sleep(Duration::from_millis(5));
@@ -176,8 +199,17 @@ impl Llm {
                     other => break other?,
                 }
             };
-            let choices = (0..params.n).map(|index| Output { index, ..Output::default() }).collect();
-            let completion = Completion { prompt_token_ids: prompt, prompt_logprobs: None, choices };
+            let choices = (0..params.n)
+                .map(|index| Output {
+                    index,
+                    ..Output::default()
+                })
+                .collect();
+            let completion = Completion {
+                prompt_token_ids: prompt,
+                prompt_logprobs: None,
+                choices,
+            };
             running.push_back((generation, completion));
         }
         while !running.is_empty() {
@@ -191,10 +223,13 @@ impl Llm {
     fn tokens(&self, prompt: Prompt, add_special_tokens: bool) -> Result<Vec<u32>, LlmError> {
         match (prompt, &self.inner.tokenizer) {
             (Prompt::Tokens(tokens), _) => Ok(tokens),
-            (Prompt::Text(text), Some(tokenizer)) => Ok(tokenizer.encode(&text, add_special_tokens)?),
-            (Prompt::Text(_), None) => {
-                Err(LlmError::NoTokenizer { field: "prompt", instead: "pass the prompt as token ids" })
+            (Prompt::Text(text), Some(tokenizer)) => {
+                Ok(tokenizer.encode(&text, add_special_tokens)?)
             }
+            (Prompt::Text(_), None) => Err(LlmError::NoTokenizer {
+                field: "prompt",
+                instead: "pass the prompt as token ids",
+            }),
         }
     }
 
@@ -205,19 +240,30 @@ impl Llm {
         priority: i32,
         arrival: Instant,
     ) -> Result<Generation, LlmError> {
-        let Inner { engine, tokenizer, generation_config, .. } = &*self.inner;
+        let Inner {
+            engine,
+            tokenizer,
+            generation_config,
+            ..
+        } = &*self.inner;
         let max_model_len = engine.config().max_model_len;
         if let Some(max_tokens) = params.max_tokens
             && prompt.len() < max_model_len
             && prompt.len().saturating_add(max_tokens) > max_model_len
         {
-            return Err(LlmError::ContextLength { prompt: prompt.len(), max_tokens, max_model_len });
+            return Err(LlmError::ContextLength {
+                prompt: prompt.len(),
+                max_tokens,
+                max_model_len,
+            });
         }
         if tokenizer.is_none() && !params.stop.is_empty() {
-            return Err(LlmError::NoTokenizer { field: "stop", instead: "use stop_token_ids" });
+            return Err(LlmError::NoTokenizer {
+                field: "stop",
+                instead: "use stop_token_ids",
+            });
         }
         let bad_words = self.bad_words(&params.bad_words)?;
-        let tail = &prompt[prompt.len().saturating_sub(PROMPT_TAIL)..];
         let eos = &generation_config.eos_token_ids;
         let sampling = |index| params.sampling(index, prompt.len(), &bad_words, eos, engine);
         let all: Vec<SamplingParams> = (0..params.n).map(sampling).collect();
@@ -228,18 +274,28 @@ impl Llm {
             arrival,
         };
         let streams = engine.submit_all(all.iter().map(request).collect())?;
-        let detokenizer = |it| Detokenizer::new(it, params.skip_special_tokens, tail);
+        let detokenizer =
+            |it: &Arc<Tokenizer>| Detokenizer::new(it, params.skip_special_tokens, &prompt);
         let setup = |(index, (events, sampling))| ChoiceSetup {
             index,
             events,
-            detokenizer: tokenizer.as_ref().filter(|_| params.detokenize).map(detokenizer),
+            detokenizer: tokenizer
+                .as_ref()
+                .filter(|_| params.detokenize)
+                .map(detokenizer),
             stops: params.stop.clone(),
             include_stop: params.include_stop_str_in_output,
             params: sampling,
             prompt_tokens: prompt.len(),
             arrival,
         };
-        let choices = streams.into_iter().zip(all).enumerate().map(setup).map(Choice::new).collect();
+        let choices = streams
+            .into_iter()
+            .zip(all)
+            .enumerate()
+            .map(setup)
+            .map(Choice::new)
+            .collect();
         Ok(Generation::new(prompt, choices))
     }
 
@@ -248,7 +304,10 @@ impl Llm {
         let mut out: Vec<Vec<u32>> = Vec::new();
         for word in words {
             let Some(tokenizer) = &self.inner.tokenizer else {
-                return Err(LlmError::NoTokenizer { field: "bad_words", instead: "use logit_bias" });
+                return Err(LlmError::NoTokenizer {
+                    field: "bad_words",
+                    instead: "use logit_bias",
+                });
             };
             let word = word.trim_start();
             let plain = tokenizer.encode(word, false)?;
@@ -265,12 +324,22 @@ impl Llm {
 
 /// Waits for news of the oldest generation; true if it was done. The others go on meanwhile: the engine
 /// keeps their tokens for them.
-fn advance(running: &mut VecDeque<(Generation, Completion)>, done: &mut Vec<Completion>) -> Result<bool, LlmError> {
+fn advance(
+    running: &mut VecDeque<(Generation, Completion)>,
+    done: &mut Vec<Completion>,
+) -> Result<bool, LlmError> {
     let Some((generation, completion)) = running.front_mut() else {
         return Ok(false);
     };
     if let Some(output) = generation.blocking_next() {
-        let Output { index, text, token_ids, logprobs, finish, prompt_logprobs } = output?;
+        let Output {
+            index,
+            text,
+            token_ids,
+            logprobs,
+            finish,
+            prompt_logprobs,
+        } = output?;
         let choice = &mut completion.choices[index];
         choice.text.push_str(&text);
         choice.token_ids.extend(token_ids);
