@@ -133,7 +133,7 @@ fn softmax_survives_large_and_hidden_scores() {
         let mut x = random.tensor(&shape);
         if let plugin_api::ConstData::F32(data) = &mut x.data {
             data.iter_mut().enumerate().for_each(|(i, v)| match i % 4 {
-                0 => *v = 1000.0 + *v,
+                0 => *v += 1000.0,
                 1 => *v = f32::NEG_INFINITY,
                 _ => *v += 999.0,
             });
