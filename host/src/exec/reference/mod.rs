@@ -10,7 +10,8 @@
 //! `prepare` folds a graph and runs it, `ops` dispatches one op, `elementwise` and `lanes` compute,
 //! `executor` speaks the engine's language.
 
-pub(super) mod elementwise;
+mod checkpoint;
+mod elementwise;
 mod executor;
 mod lanes;
 mod ops;
@@ -20,6 +21,7 @@ mod tests;
 
 use plugin_api::{ConstData, Graph, Op, SpecError, Value};
 
+pub use checkpoint::{checkpoint, to_f32};
 pub use executor::{Limits, ReferenceExecutor};
 pub use prepare::{MAX_ELEMENTS, Prepared};
 
