@@ -2,7 +2,8 @@
 //!
 //! Templates are Jinja as Python runs it: blocks trimmed, `break` and `continue`, methods of Python's strings and
 //! dictionaries, `raise_exception`, `strftime_now` (in UTC), and a `tojson` that writes what `json.dumps` does. Templates
-//! come with the model: they see the messages and nothing else, and load no files. The tag `{% generation %}`, with which
+//! come with the model: they see the messages and nothing else, and load no files. One thing is laxer than in Python: a
+//! loop over `none` is empty, where Python raises an error (seen in templates that forget that there may be no tools). The tag `{% generation %}`, with which
 //! training code marks the model's own words, has no meaning here and becomes `{% with %}`, which scopes and trims alike.
 
 use std::collections::BTreeMap;
@@ -162,10 +163,9 @@ fn environment() -> Environment<'static> {
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(python_method);
     env.set_formatter(|out, state, value| {
-        if value.kind() == ValueKind::Number && !value.is_integer() {
-            if let Ok(float) = f64::try_from(value.clone()) {
-                return out.write_str(&float_repr(float)).map_err(Error::from);
-            }
+        let is_float = value.kind() == ValueKind::Number && !value.is_integer();
+        if is_float && let Ok(float) = f64::try_from(value.clone()) {
+            return out.write_str(&float_repr(float)).map_err(Error::from);
         }
         minijinja::escape_formatter(out, state, value)
     });
