@@ -170,6 +170,8 @@ fn environment() -> Environment<'static> {
         minijinja::escape_formatter(out, state, value)
     });
     env.add_filter("tojson", tojson);
+    // The engine's own says yes to none, as its loops do.
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_function("raise_exception", raise_exception);
     env
 }
