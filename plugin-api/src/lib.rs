@@ -14,11 +14,14 @@
 
 mod abi;
 mod builder;
+pub mod config;
 pub mod define;
 mod dim;
+mod layers;
 mod model;
 pub mod op;
 mod request;
+pub mod rope;
 pub mod spec;
 pub mod testkit;
 mod text;

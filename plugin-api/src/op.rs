@@ -277,12 +277,33 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// Every name that [`Activation::from_hf`] knows.
+    pub const HF_NAMES: &[&str] = &[
+        "silu",
+        "swish",
+        "gelu",
+        "gelu_python",
+        "gelu_new",
+        "gelu_pytorch_tanh",
+        "gelu_fast",
+        "gelu_accurate",
+        "gelu_python_tanh",
+        "quick_gelu",
+        "relu",
+        "relu2",
+        "softplus",
+        "sigmoid",
+        "tanh",
+    ];
+
     /// From the names used in `hidden_act` of Hugging Face configurations.
     pub fn from_hf(name: &str) -> Option<Activation> {
         Some(match name {
             "silu" | "swish" => Activation::Silu,
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh" => Activation::GeluTanh,
+            "gelu" | "gelu_python" => Activation::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
+                Activation::GeluTanh
+            }
             "quick_gelu" => Activation::QuickGelu,
             "relu" => Activation::Relu,
             "relu2" => Activation::ReluSquared,

@@ -192,7 +192,7 @@ fn rubbish_descriptions_are_refused() {
         assert_says(&only(folder.registry().scan()).description.unwrap_err(), &[words]);
     }
     let folder = Folder::new(&[("bad", &bad("name:rubbish"))]);
-    assert_says(&only(folder.registry().scan()).description.unwrap_err(), &["the name ` [31mred` is not"]);
+    assert_says(&only(folder.registry().scan()).description.unwrap_err(), &["the name `[31mred` is not"]);
 }
 
 #[test]
