@@ -50,13 +50,18 @@ pub enum CommandError {
 /// Prints all plugins of the search path, those that cannot be used with the reason, and the folders.
 pub fn list(registry: &Registry, out: &mut dyn Write) -> Result<(), CommandError> {
     let found = registry.scan();
-    let (mut rows, mut notes) = (vec![["NAME", "VERSION", "LICENSE", "IR", "ARCHITECTURES", "FILE"].map(str::to_owned)], vec![]);
+    let (mut rows, mut notes) =
+        (vec![["NAME", "VERSION", "LICENSE", "IR", "ARCHITECTURES", "FILE"].map(str::to_owned)], vec![]);
     for plugin in &found {
         match &plugin.description {
             Ok(d) => {
                 rows.push(row(d, &plugin.path));
                 if let Some(other) = &plugin.hidden_by {
-                    notes.push(format!("{}: not used, {} has the same name and comes first", plugin.path.display(), other.display()));
+                    notes.push(format!(
+                        "{}: not used, {} has the same name and comes first",
+                        plugin.path.display(),
+                        other.display()
+                    ));
                 }
             }
             Err(e) => notes.push(e.to_string()),
@@ -112,11 +117,21 @@ fn print_table<const N: usize>(rows: &[[String; N]], out: &mut dyn Write) -> io:
 pub fn check(registry: &Registry, file: &Path, config: Option<&Path>, out: &mut dyn Write) -> Result<(), CommandError> {
     let start = Instant::now();
     let found = registry.inspect(file);
-    let plugin = found.select()?;
-    writeln!(out, "file      {} ({} KiB, sha256 {})", file.display(), plugin.copy.size.div_ceil(1024), plugin.sha256())?;
+    if let Some(copy) = &found.copy {
+        writeln!(out, "file      {} ({} KiB, sha256 {})", file.display(), copy.size.div_ceil(1024), copy.hash)?;
+    }
     note_on_place(&found, out)?;
+    let plugin = found.select()?;
     let d = &plugin.description;
-    writeln!(out, "describe  {} {} ({}): {} [{}]", d.name, d.version, d.license, d.summary, milliseconds(start.elapsed()))?;
+    writeln!(
+        out,
+        "describe  {} {} ({}): {} [{}]",
+        d.name,
+        d.version,
+        d.license,
+        d.summary,
+        milliseconds(start.elapsed())
+    )?;
     writeln!(out, "          graph IR {}, this host's is {}", d.ir, IrVersion::CURRENT)?;
     writeln!(out, "          builds {}", d.architectures.join(", "))?;
     match config {
@@ -155,7 +170,11 @@ fn check_build(registry: &Registry, plugin: &Selected, path: &Path, out: &mut dy
     let took = start.elapsed();
     writeln!(out, "build     {}: {} bytes [{}]", path.display(), answer.len(), milliseconds(took))?;
     if !request.architecture().is_some_and(|a| plugin.description.claims(a)) && !plugin.description.claims_any() {
-        writeln!(out, "note      the plugin does not claim this architecture: only --model-impl {} takes it", plugin.description.name)?;
+        writeln!(
+            out,
+            "note      the plugin does not claim this architecture: only --model-impl {} takes it",
+            plugin.description.name
+        )?;
     }
     let model = read_model(&answer, plugin.ir()).map_err(|cause| plugin.error(cause, String::new()))?;
     writeln!(out, "verify    {}", summary(&model))?;
@@ -172,7 +191,10 @@ fn summary(model: &Model) -> String {
         let parameters: usize = weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let states = graph.kv_states().len();
         let nodes = graph.nodes.len();
-        format!("{name}: {nodes} nodes, {} weights of {parameters} parameters, {states} attention states", weights.len())
+        format!(
+            "{name}: {nodes} nodes, {} weights of {parameters} parameters, {states} attention states",
+            weights.len()
+        )
     });
     let graphs: Vec<String> = graphs.collect();
     format!("{}, context of {} tokens; {}", model.architecture, model.context_length, graphs.join("; "))
@@ -198,8 +220,8 @@ pub fn new(options: &NewOptions, out: &mut dyn Write) -> Result<(), CommandError
     let NewOptions { name, dir, plugin_api } = options;
     template::check_name(name).map_err(CommandError::Name)?;
     let dir = dir.clone().unwrap_or_else(|| PathBuf::from(format!("host_plugin_{name}")));
-    let written = template::write(&dir, name, plugin_api)
-        .map_err(|source| CommandError::Write { path: dir.clone(), source })?;
+    let written =
+        template::write(&dir, name, plugin_api).map_err(|source| CommandError::Write { path: dir.clone(), source })?;
     for file in written.iter().filter(|f| !f.starts_with(dir.join("vendor"))) {
         writeln!(out, "{}", file.display())?;
     }

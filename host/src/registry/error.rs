@@ -129,7 +129,7 @@ pub enum Cause {
         deadline: Duration,
     },
     /// It wanted more memory than it may have.
-    #[error("ran out of memory while {stage} (limit {} MiB); it leaks, or the limit is too small for it", limit >> 20)]
+    #[error("ran out of memory while {stage} (limit {} MiB); it leaks, or --plugin-memory is too small for it", limit >> 20)]
     OutOfMemory {
         /// During what.
         stage: Stage,

@@ -90,6 +90,12 @@ pub enum RegistryError {
         /// Why not.
         reason: String,
     },
+    /// A program that uses this library, and was started as a worker, did not become one.
+    #[error(
+        "this program was started as a plugin worker: its `main` must first ask `registry::is_worker` and return \
+             `registry::worker_main()`, or `RegistryOptions::worker` must name the program `host`"
+    )]
+    IsWorker,
     /// Nowhere to keep private copies.
     #[error("plugins need a folder for their private copies, and not even a temporary one can be made: {0}")]
     Cache(#[from] std::io::Error),
@@ -121,6 +127,10 @@ impl Registry {
     /// A registry over the search path. A folder of `--plugins-dir` that is missing or unsafe is an error; others are
     /// left out, with a warning where they are unsafe.
     pub fn new(options: RegistryOptions) -> Result<Registry, RegistryError> {
+        if is_worker() {
+            // Going on would start a worker that starts a worker, and so on.
+            return Err(RegistryError::IsWorker);
+        }
         let cache = Cache::open(options.cache_dir.as_deref())?;
         let registry = Registry { options, cache };
         for dir in registry.directories() {

@@ -44,7 +44,10 @@ fn check_says_what_it_did_and_fails_where_it_fails() {
     fs::write(&config, json!({ "architectures": ["BadForCausalLM"] }).to_string()).unwrap();
     let (result, out) = check(Some(&config));
     result.unwrap();
-    for words in ["verify    BadForCausalLM, context of 128 tokens; decode: 5 nodes, 1 weights of 256 parameters", "again     the"] {
+    for words in [
+        "verify    BadForCausalLM, context of 128 tokens; decode: 5 nodes, 1 weights of 256 parameters",
+        "again     the",
+    ] {
         assert!(out.contains(words), "no `{words}` in: {out}");
     }
     assert!(out.ends_with("ok\n"), "{out}");

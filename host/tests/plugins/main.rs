@@ -1,4 +1,5 @@
 //! Plugins against the real program as their worker: good ones, and every kind of bad one.
+#![allow(unreachable_pub)] // the modules of a test are not a library
 
 #[path = "bad.rs"]
 mod bad_plugins;
