@@ -93,9 +93,9 @@ impl Builder {
         self.op(Op::Input { kind: InputKind::Positions }, &[])
     }
 
-    /// See [`InputKind::ContextLength`]; `i64[T]`.
-    pub fn context_length(&mut self) -> Value {
-        self.op(Op::Input { kind: InputKind::ContextLength }, &[])
+    /// The length of the sequence, `i64[T]`; see [`Op::ContextLength`] for the promise made with it.
+    pub fn context_length(&mut self, above: u64, growing: bool) -> Value {
+        self.op(Op::ContextLength { above, growing }, &[])
     }
 
     /// The checkpoint's tensor `scope.name`.

@@ -30,7 +30,7 @@ mod types;
 pub use abi::{DescribeReply, PANICKED, Plugin};
 pub use builder::{AttentionOptions, Builder};
 pub use dim::{Dim, DimError};
-pub use model::{Graph, KvState, Model, Node, Value};
+pub use model::{Graph, KvState, LengthDependence, Model, Node, Value};
 pub use op::{Activation, ConstData, InputKind, Op};
 pub use request::{BuildError, BuildRequest, Description, IrVersion, TensorInfo};
 pub use spec::SpecError;

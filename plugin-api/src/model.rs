@@ -65,6 +65,26 @@ pub struct KvState {
     pub window: Option<u32>,
 }
 
+/// When the results of a graph change with the length of the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LengthDependence {
+    /// Results are the same for all lengths up to this.
+    pub above: u64,
+    /// Beyond, every length has its own results; else all have the same.
+    pub growing: bool,
+}
+
+impl LengthDependence {
+    /// Lengths of one class have the same results: what was computed at one holds at the other.
+    pub fn class(&self, length: usize) -> u64 {
+        match length as u64 {
+            length if length <= self.above => 0,
+            length if self.growing => length,
+            _ => 1,
+        }
+    }
+}
+
 impl Graph {
     /// The node that computes `v`.
     pub fn node(&self, v: Value) -> &Node {
@@ -129,8 +149,16 @@ impl Graph {
             .collect()
     }
 
-    /// Whether any node reads the input `kind`.
-    pub fn reads(&self, kind: crate::op::InputKind) -> bool {
-        self.nodes.iter().any(|n| n.op == Op::Input { kind })
+    /// How the graph's results depend on the length of the sequence; see [`Op::ContextLength`].
+    pub fn length_dependence(&self) -> Option<LengthDependence> {
+        let all = self.nodes.iter().filter_map(|n| match n.op {
+            Op::ContextLength { above, growing } => Some(LengthDependence { above, growing }),
+            _ => None,
+        });
+        // Different promises together: every length beyond the lowest counts as its own.
+        all.reduce(|a, b| LengthDependence {
+            above: a.above.min(b.above),
+            growing: a.growing || b.growing || a.above != b.above,
+        })
     }
 }

@@ -35,6 +35,15 @@ pub enum Op {
         shape: Vec<usize>,
         data: ConstData,
     },
+    /// The length of the whole sequence, the same number for each of its tokens: rotary embeddings that change
+    /// with the length read it. Keys and values are then those of one length and cannot be kept when it grows.
+    /// So the graph promises when its results change: they are the same for all lengths up to `above`, and for
+    /// all beyond, unless `growing`: then each length beyond is its own. -> i64[T]
+    ContextLength {
+        above: u64,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        growing: bool,
+    },
     /// 0, 1, 2, ... -> i64[len]
     Iota {
         len: Dim,
@@ -225,7 +234,7 @@ pub enum Op {
     },
 }
 
-/// What the host supplies for every step. All but `rows` hold one number per token.
+/// What the host supplies for every step: one number per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InputKind {
@@ -233,11 +242,6 @@ pub enum InputKind {
     TokenIds,
     /// 0 for the first token of a sequence. -> i64[T]
     Positions,
-    /// The length of the sequence as the model's authors' code sees it when this token is computed:
-    /// the length of the prompt for its tokens, position + 1 for generated ones. Rotary embeddings that
-    /// change with the length need it; a graph that reads it caches prefixes per prompt length only.
-    /// -> i64[T]
-    ContextLength,
 }
 
 /// The elements of a literal.

@@ -137,7 +137,7 @@ impl RopeConfig {
         match &self.frequencies {
             Frequencies::Fixed(inv_freq) => b.constant(inv_freq.clone()),
             Frequencies::ByLength { short, long, original } => {
-                let length = b.context_length();
+                let length = b.context_length(*original as u64, false);
                 let original = b.int(*original);
                 let is_long = b.op(Op::Gt, &[length, original]);
                 let is_long = column(b, is_long);
@@ -146,7 +146,7 @@ impl RopeConfig {
             }
             Frequencies::Dynamic { theta, factor, max_positions, dim } => {
                 // base = theta * (factor * length / max_positions - (factor - 1)) ^ (dim / (dim - 2))
-                let context = b.context_length();
+                let context = b.context_length(*max_positions as u64, true);
                 let limit = b.int(*max_positions as i64);
                 let grown = b.op(Op::Gt, &[context, limit]);
                 let length = b.cast(context, DType::F32);

@@ -5,7 +5,7 @@
 
 use crate::dim::Dim;
 use crate::model::{Graph, Model};
-use crate::op::{ConstData, InputKind, Op};
+use crate::op::{ConstData, Op};
 use crate::types::{DType, Shape, Type};
 
 /// Largest number of nodes in a graph.
@@ -127,7 +127,7 @@ pub fn infer(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
 fn infer_unchecked(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
     use Op::*;
     match op {
-        Input { .. } | Weight { .. } | Const { .. } | Iota { .. } => {
+        Input { .. } | ContextLength { .. } | Weight { .. } | Const { .. } | Iota { .. } => {
             arity(inputs, 0)?;
             leaf(op)
         }
@@ -186,9 +186,7 @@ fn infer_unchecked(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
 
 fn leaf(op: &Op) -> Result<Type, String> {
     match op {
-        Op::Input { kind: InputKind::TokenIds | InputKind::Positions | InputKind::ContextLength } => {
-            Ok(Type::new(DType::I64, [Dim::T()]))
-        }
+        Op::Input { .. } | Op::ContextLength { .. } => Ok(Type::new(DType::I64, [Dim::T()])),
         Op::Weight { name, shape } => {
             ensure(!name.is_empty(), || "a weight needs a name".into())?;
             Ok(Type::new(DType::Float, shape.iter().copied().collect::<Shape>()))

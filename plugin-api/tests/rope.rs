@@ -33,7 +33,7 @@ fn eval(graph: &Graph, v: Value, length: u32) -> Vec<f32> {
     };
     match &node.op {
         Op::Input { kind: InputKind::Positions } => vec![1.0],
-        Op::Input { kind: InputKind::ContextLength } => vec![length as f32],
+        Op::ContextLength { .. } => vec![length as f32],
         Op::Const { data: ConstData::F32(data), .. } => data.clone(),
         Op::Const { data: ConstData::I64(data), .. } => data.iter().map(|&x| x as f32).collect(),
         Op::Cast { .. } | Op::Reshape { .. } => inputs[0].clone(),

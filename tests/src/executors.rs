@@ -48,12 +48,12 @@ fn generate(exec: &mut dyn Executor, prompts: &[&[u32]], chunk: usize, steps: us
                 id: i as u64,
                 tokens: &runs[i].tokens[..ends[i]],
                 computed: runs[i].computed,
-                prompt_len: runs[i].prompt_len,
+                context_len: runs[i].tokens.len(),
                 blocks: &runs[i].blocks,
                 logits: if ends[i] == runs[i].tokens.len() { LogitRows::Last } else { LogitRows::None },
             })
             .collect();
-        let vocabulary = exec.spec().vocab_size;
+        let (vocabulary, by_length) = (exec.spec().vocab_size, exec.spec().by_length);
         let logits = exec.execute(&Step { seqs: &seqs }).expect("a step").to_vec();
         let mut rows = logits.chunks_exact(vocabulary);
         for &i in &active {
@@ -69,6 +69,9 @@ fn generate(exec: &mut dyn Executor, prompts: &[&[u32]], chunk: usize, steps: us
             let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).expect("logits");
             r.tokens.push(best as u32);
             r.steps += 1;
+            if by_length.is_some_and(|by| by.class(r.tokens.len()) != by.class(r.tokens.len() - 1)) {
+                r.computed = 0;
+            }
         }
         assert!(rows.next().is_none(), "more rows than asked for");
     }

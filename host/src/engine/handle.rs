@@ -94,6 +94,7 @@ impl EngineConfig {
             max_num_batched_tokens: self.max_num_batched_tokens,
             kv_blocks: self.kv_blocks,
             window: spec.window,
+            by_length: spec.by_length,
             prefix_cache: if self.enable_prefix_caching { spec.prefix_cache } else { PrefixCaching::Unsupported },
         }
     }

@@ -7,6 +7,7 @@
 //! budget in order of (priority, arrival); then waiting sequences are admitted in that order, none
 //! overtaking another. If blocks run out, the last in order loses its own and waits to be computed again.
 
+use plugin_api::LengthDependence;
 use std::collections::BTreeMap;
 
 use super::blocks::{BlockPool, FREED, first_block};
@@ -26,9 +27,16 @@ pub struct Limits {
     pub window: Option<usize>,
     /// `Unsupported` also where the user switched it off.
     pub prefix_cache: PrefixCaching,
+    /// How what is computed depends on a sequence's length.
+    pub by_length: Option<LengthDependence>,
 }
 
 impl Limits {
+    /// What is computed for sequences of one class is the same.
+    fn class(&self, length: usize) -> u64 {
+        self.by_length.map_or(0, |by| by.class(length))
+    }
+
     /// The most blocks that a sequence of `tokens` tokens holds at once while it computes `remaining` of them.
     pub fn peak_blocks(&self, tokens: usize, remaining: usize) -> usize {
         let all = Sequence::blocks_for(tokens);
@@ -99,10 +107,7 @@ impl Scheduler {
 
     /// Queues a sequence.
     pub fn add(&mut self, mut seq: Sequence) {
-        seq.salt = match self.limits.prefix_cache {
-            PrefixCaching::PerPromptLength => seq.prompt_len as u64,
-            PrefixCaching::Shared | PrefixCaching::Unsupported => 0,
-        };
+        seq.class = self.limits.class(seq.tokens.len());
         seq.cacheable = self.limits.prefix_cache != PrefixCaching::Unsupported;
         seq.extend_hashes(seq.tokens.len());
         self.waiting.insert(seq.key(), seq);
@@ -167,7 +172,7 @@ impl Scheduler {
 
     /// Takes note of a step: `outcome` is asked once for each sequence of it, in order.
     pub fn complete(&mut self, mut outcome: impl FnMut(&Sequence) -> Outcome) {
-        let Self { running, pool, .. } = self;
+        let Self { running, pool, limits, .. } = self;
         running.retain_mut(|seq| {
             if seq.scheduled == 0 {
                 return true;
@@ -182,7 +187,14 @@ impl Scheduler {
             remember(pool, seq);
             match outcome {
                 Outcome::Continue => {}
-                Outcome::Token(token) => seq.tokens.push(token),
+                Outcome::Token(token) => {
+                    seq.tokens.push(token);
+                    let class = limits.class(seq.tokens.len());
+                    if class != seq.class {
+                        pool.release_all(&mut seq.blocks);
+                        seq.restart(class);
+                    }
+                }
                 Outcome::Finish => pool.release_all(&mut seq.blocks),
             }
             outcome != Outcome::Finish
@@ -338,7 +350,7 @@ impl Scheduler {
             return;
         };
         self.pool.release_all(&mut seq.blocks);
-        (seq.computed, seq.remembered, seq.left, seq.held) = (0, 0, 0, 0);
+        seq.restart(seq.class);
         seq.preemptions += 1;
         self.counts.preemptions += 1;
         decision.preempted.push(seq.id);

@@ -28,8 +28,8 @@ pub struct Sequence {
     pub preemptions: u32,
     /// The next prompt position whose logits are wanted for `prompt_logprobs`.
     pub prompt_rows: Option<usize>,
-    /// Goes into the block hashes.
-    pub(super) salt: u64,
+    /// The class of its length, where what is computed depends on that. Goes into the block hashes.
+    pub(super) class: u64,
     /// May use and leave cached blocks.
     pub(super) cacheable: bool,
     /// Hashes of the full blocks of `tokens`.
@@ -57,7 +57,7 @@ impl Sequence {
             cached_tokens: 0,
             preemptions: 0,
             prompt_rows: (prompt_logprobs && prompt_len > 1).then_some(0),
-            salt: 0,
+            class: 0,
             cacheable: false,
             hashes: Vec::new(),
             remembered: 0,
@@ -108,6 +108,15 @@ impl Sequence {
         }
     }
 
+    /// Forgets what was computed; its blocks have been released. `class` is that of its length.
+    pub(super) fn restart(&mut self, class: u64) {
+        (self.computed, self.remembered, self.left, self.held) = (0, 0, 0, 0);
+        if class != self.class {
+            self.class = class;
+            self.hashes.clear();
+        }
+    }
+
     /// Blocks that all of `tokens[..end]` take.
     pub(super) fn blocks_for(end: usize) -> usize {
         end.div_ceil(BLOCK_SIZE)
@@ -117,7 +126,7 @@ impl Sequence {
     pub(super) fn extend_hashes(&mut self, end: usize) {
         while self.cacheable && (self.hashes.len() + 1) * BLOCK_SIZE <= end {
             let at = self.hashes.len() * BLOCK_SIZE;
-            self.hashes.push(block_hash(self.hashes.last(), &self.tokens[at..at + BLOCK_SIZE], self.salt));
+            self.hashes.push(block_hash(self.hashes.last(), &self.tokens[at..at + BLOCK_SIZE], self.class));
         }
     }
 }

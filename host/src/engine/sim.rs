@@ -13,8 +13,8 @@ use crate::exec::{
 /// How to simulate.
 #[derive(Debug, Clone)]
 pub struct SimOptions {
-    /// What the engine is told. With a window, slots before it are not read. With
-    /// [`PrefixCaching::PerPromptLength`] the histories depend on the length of the prompt.
+    /// What the engine is told. With a window, slots before it are not read.
+    /// With `by_length` the histories depend on the class of the sequence's length.
     pub spec: ExecSpec,
     /// Check every slot that is read (costs time for each token of history).
     pub verify: bool,
@@ -37,6 +37,7 @@ impl SimOptions {
                 kv_bytes_per_block: BLOCK_SIZE * 8,
                 window: None,
                 prefix_cache: PrefixCaching::Shared,
+                by_length: None,
                 max_tokens: 1 << 20,
                 max_seqs: 1 << 16,
             },
@@ -75,10 +76,7 @@ impl SimExecutor {
     }
 
     fn start(&self, seq: &StepSeq<'_>) -> u64 {
-        match self.options.spec.prefix_cache {
-            PrefixCaching::PerPromptLength => 1 + seq.prompt_len as u64,
-            PrefixCaching::Shared | PrefixCaching::Unsupported => 1,
-        }
+        1 + self.options.spec.by_length.map_or(0, |by| by.class(seq.context_len))
     }
 
     /// Everything that can be said without looking at the cache.
@@ -90,10 +88,10 @@ impl SimExecutor {
         check(tokens <= spec.max_tokens, || format!("{tokens} tokens"))?;
         let mut rows = 0;
         for (at, seq) in step.seqs.iter().enumerate() {
-            let StepSeq { id, tokens, computed, prompt_len, blocks, logits } = *seq;
+            let StepSeq { id, tokens, computed, context_len, blocks, logits } = *seq;
             check(step.seqs[..at].iter().all(|other| other.id != id), || format!("sequence {id} twice"))?;
             check(computed < tokens.len(), || format!("sequence {id}: nothing to compute"))?;
-            check(prompt_len > 0, || format!("sequence {id}: no prompt"))?;
+            check(context_len >= tokens.len(), || format!("sequence {id}: shorter than its tokens"))?;
             let needed = tokens.len().div_ceil(BLOCK_SIZE);
             check(blocks.len() >= needed, || format!("sequence {id}: {} of {needed} blocks", blocks.len()))?;
             let inside = |block: &BlockId| *block == BlockId::MAX || (*block as usize) < self.slots.len() / BLOCK_SIZE;
@@ -238,7 +236,7 @@ mod tests {
     use super::*;
 
     fn seq<'a>(id: u64, tokens: &'a [u32], computed: usize, blocks: &'a [BlockId]) -> StepSeq<'a> {
-        StepSeq { id, tokens, computed, prompt_len: tokens.len(), blocks, logits: LogitRows::Last }
+        StepSeq { id, tokens, computed, context_len: tokens.len(), blocks, logits: LogitRows::Last }
     }
 
     fn sim() -> SimExecutor {

@@ -173,7 +173,7 @@ fn step_seq(seq: &Sequence) -> StepSeq<'_> {
         id: seq.id,
         tokens: &seq.tokens[..seq.step_end()],
         computed: seq.computed,
-        prompt_len: seq.prompt_len,
+        context_len: seq.tokens.len(),
         blocks: &seq.blocks,
         logits: seq.logit_rows(),
     }

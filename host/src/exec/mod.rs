@@ -5,6 +5,8 @@
 pub mod cpu;
 pub mod reference;
 
+use plugin_api::LengthDependence;
+
 /// Arithmetic of a model's matrix products, `--dtype`. Everything beside them is computed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
@@ -47,8 +49,8 @@ pub struct StepSeq<'a> {
     pub tokens: &'a [u32],
     /// `tokens[..computed]` are in the cache; `tokens[computed..]` are computed now.
     pub computed: usize,
-    /// Length of the prompt as sent; stays the same after preemption.
-    pub prompt_len: usize,
+    /// Length of the whole sequence as known now, tokens of later steps included: prompts may take several.
+    pub context_len: usize,
     /// Block `i` holds positions `i * BLOCK_SIZE ..`; covers all of `tokens`.
     pub blocks: &'a [BlockId],
     /// The logit rows wanted.
@@ -67,8 +69,6 @@ pub struct Step<'a> {
 pub enum PrefixCaching {
     /// They depend on the tokens before them only.
     Shared,
-    /// They also depend on the length of the prompt (some rope scalings): the hash is salted with it.
-    PerPromptLength,
     /// State cannot be shared (recurrent layers).
     Unsupported,
 }
@@ -82,8 +82,11 @@ pub struct ExecSpec {
     pub kv_bytes_per_block: usize,
     /// If *all* layers have a sliding window: the largest. Blocks wholly before `computed - window` may be freed.
     pub window: Option<usize>,
-    /// Whether and how cached blocks may be shared.
+    /// Whether cached blocks may be shared.
     pub prefix_cache: PrefixCaching,
+    /// Keys and values also depend on the length of the whole sequence (some rope scalings): they are shared
+    /// within a class of lengths, and computed anew when a sequence grows into another class.
+    pub by_length: Option<LengthDependence>,
     /// The most tokens in one step.
     pub max_tokens: usize,
     /// The most sequences in one step.

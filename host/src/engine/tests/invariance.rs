@@ -9,6 +9,7 @@ use crate::engine::scheduler::Limits;
 use crate::engine::sim::SimOptions;
 use crate::engine::{EngineRequest, SamplingParams};
 use crate::exec::PrefixCaching;
+use plugin_api::LengthDependence;
 
 const VOCAB: usize = 40;
 
@@ -81,6 +82,7 @@ fn alone(requests: &[EngineRequest], options: &SimOptions) -> Vec<Vec<String>> {
         let limits = Limits {
             window: options.spec.window,
             prefix_cache: PrefixCaching::Unsupported,
+            by_length: options.spec.by_length,
             ..limits
         };
         let mut harness = Harness::new(options.clone(), limits);
@@ -99,10 +101,15 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
         let window = random.chance(30).then(|| random.range(1, 40));
         let kind = [
             PrefixCaching::Shared,
-            PrefixCaching::PerPromptLength,
             PrefixCaching::Unsupported,
+        ][random.below(2)];
+        let by_length = [
+            None,
+            Some(LengthDependence { above: 30, growing: false }),
+            Some(LengthDependence { above: 80, growing: true }),
         ][random.below(3)];
-        let options = options(window, kind);
+        let mut options = options(window, kind);
+        options.spec.by_length = by_length;
         let requests = workload(&mut random, 24, 60);
         let expected = alone(&requests, &options);
         for _ in 0..3 {
@@ -118,6 +125,7 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
                 } else {
                     kind
                 },
+                by_length,
             };
             let mut harness = Harness::new(options.clone(), limits);
             let mut ids = BTreeMap::new();

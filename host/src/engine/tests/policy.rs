@@ -1,6 +1,7 @@
 //! The scheduler alone, with thousands of random arrivals, cancellations and priorities, and pools and
 //! budgets so small that they are always short.
 
+use plugin_api::LengthDependence;
 use std::collections::BTreeMap;
 
 use super::Random;
@@ -39,11 +40,11 @@ impl World {
             max_num_batched_tokens: max_num_seqs + random.below(60),
             kv_blocks: random.range(3, 24),
             window: random.chance(30).then(|| random.range(1, 50)),
-            prefix_cache: match random.below(3) {
+            prefix_cache: match random.below(2) {
                 0 => PrefixCaching::Unsupported,
-                1 => PrefixCaching::PerPromptLength,
                 _ => PrefixCaching::Shared,
             },
+            by_length: None,
         };
         let scheduler = Scheduler::new(limits.clone());
         let priorities = random.chance(50);
@@ -327,16 +328,26 @@ fn cached_blocks_are_shared_but_the_last_token_is_computed() {
 }
 
 #[test]
-fn prompt_length_is_part_of_the_content_where_the_executor_says_so() {
+fn the_class_of_the_length_is_part_of_the_content() {
     let mut scheduler = Scheduler::new(Limits {
-        prefix_cache: PrefixCaching::PerPromptLength,
+        by_length: Some(LengthDependence { above: 45, growing: true }),
         ..super::limits(32)
     });
     scheduler.add(Sequence::new(0, 0, vec![1; 40], false));
     run(&mut scheduler);
-    scheduler.add(Sequence::new(1, 0, vec![1; 41], false));
+    scheduler.add(Sequence::new(1, 0, vec![1; 50], false));
     scheduler.add(Sequence::new(2, 0, [vec![1; 39], vec![2]].concat(), false));
-    assert_eq!(run(&mut scheduler), [(0, 1), (1, 41), (2, 8)]);
+    assert_eq!(run(&mut scheduler), [(0, 1), (1, 50), (2, 8)]);
+}
+
+#[test]
+fn a_sequence_that_grows_into_another_class_is_computed_anew() {
+    let by_length = Some(LengthDependence { above: 33, growing: true });
+    let mut scheduler = Scheduler::new(Limits { by_length, ..super::limits(32) });
+    scheduler.add(Sequence::new(0, 0, vec![1; 32], false));
+    let steps: Vec<_> = (0..4).map(|_| run(&mut scheduler)).collect();
+    assert_eq!(steps, [[(0, 32)], [(0, 1)], [(0, 34)], [(0, 35)]]);
+    scheduler.check();
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl Facts {
             let selected = dims.first() == Some(&Dim::R());
             let shaped = (selected || per_token(&node.ty)) && dims[1..].iter().all(|d| d.as_const().is_some());
             let by_row = match &node.op {
-                Op::Input { .. } | Op::SelectOutputs | Op::Attention { .. } => true,
+                Op::Input { .. } | Op::ContextLength { .. } | Op::SelectOutputs | Op::Attention { .. } => true,
                 _ if selected => rowwise_selected(graph, node),
                 _ => rowwise(graph, node),
             };
@@ -201,7 +201,7 @@ fn is_view(graph: &Graph, node: &Node) -> bool {
 fn static_nodes(graph: &Graph) -> Vec<bool> {
     let mut out: Vec<bool> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
-        let fixed = !matches!(node.op, Op::Input { .. }) && node.ty.shape.as_consts().is_some();
+        let fixed = !matches!(node.op, Op::Input { .. } | Op::ContextLength { .. }) && node.ty.shape.as_consts().is_some();
         out.push(fixed && node.inputs.iter().all(|v| out[v.index()]));
     }
     out
@@ -263,7 +263,7 @@ impl Lowering<'_> {
             return; // computed by its reader's call
         }
         let place = match &node.op {
-            Op::Input { kind } => self.input(i, *kind),
+            Op::Input { .. } | Op::ContextLength { .. } => self.input(i),
             _ if is_view(self.graph, node) => self.view(node),
             Op::Embedding => {
                 let (ids, table) = (self.at(node.inputs[0]), self.statics(node.inputs[1], StaticForm::Matrix));
@@ -326,14 +326,16 @@ impl Lowering<'_> {
         })
     }
 
-    fn input(&mut self, i: usize, kind: InputKind) -> View {
-        let view = self.new_value(&self.graph.nodes[i].ty);
-        *match kind {
-            InputKind::TokenIds => &mut self.inputs.token_ids,
-            InputKind::Positions => &mut self.inputs.positions,
-            InputKind::ContextLength => &mut self.inputs.context_length,
-        } = Some(view);
-        view
+    fn input(&mut self, i: usize) -> View {
+        let node = &self.graph.nodes[i];
+        let view = self.new_value(&node.ty);
+        let place = match &node.op {
+            Op::Input { kind: InputKind::TokenIds } => &mut self.inputs.token_ids,
+            Op::Input { kind: InputKind::Positions } => &mut self.inputs.positions,
+            _ => &mut self.inputs.context_length,
+        };
+        // Equal inputs that a pass did not join are one.
+        *place.get_or_insert(view)
     }
 
     fn view(&self, node: &Node) -> View {
@@ -408,7 +410,7 @@ impl Lowering<'_> {
     /// Whether nothing reads the memory of `v` after node i.
     fn dies_at(&self, v: Value, i: usize) -> bool {
         let class = self.facts.class[v.index()];
-        self.facts.last_use[class] == i && !matches!(self.graph.nodes[class].op, Op::Input { .. })
+        self.facts.last_use[class] == i && !matches!(self.graph.nodes[class].op, Op::Input { .. } | Op::ContextLength { .. })
     }
 
     fn same_views(&self, node: &Node) -> bool {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use half::bf16;
 use kernels::cpu::{self, Compute, Cpu, KernelError, KvCache, KvCacheMut, KvMut, KvRef, KvShape, Scratch, SeqSpan};
-use plugin_api::{Graph, InputKind, Value};
+use plugin_api::{Graph, Value};
 
 use self::arena::{Arena, Data};
 use self::statics::StaticData;
@@ -86,10 +86,7 @@ impl CpuExecutor {
     /// Plans the (verified, optimised) graph and prepares its weights.
     pub fn new(graph: &Graph, weights: &Weights, options: &CpuOptions) -> Result<CpuExecutor, ExecError> {
         let failed = |e: &dyn std::fmt::Display| ExecError::Failed(e.to_string());
-        let prefix_cache = match graph.reads(InputKind::ContextLength) {
-            true => PrefixCaching::PerPromptLength,
-            false => PrefixCaching::Shared,
-        };
+        let by_length = graph.length_dependence();
         let (graph, plan) = plan(graph, weights, options.dtype).map_err(|e| failed(&e))?;
         let statics = statics::load(&graph, &plan.statics, weights, options.dtype)?;
         let copied: usize = statics.iter().map(StaticData::bytes).sum();
@@ -104,7 +101,8 @@ impl CpuExecutor {
                 .map(|s| block_elements(s) * element_size(options.kv_cache_dtype))
                 .sum(),
             window: window_of_all(&plan),
-            prefix_cache,
+            prefix_cache: PrefixCaching::Shared,
+            by_length,
             max_tokens: options.max_tokens,
             max_seqs: options.max_seqs,
         };
@@ -161,7 +159,7 @@ impl CpuExecutor {
         };
         fill(inputs.token_ids, &|seq, p| seq.tokens[p].into())?;
         fill(inputs.positions, &|_, p| p as i64)?;
-        fill(inputs.context_length, &|seq, p| seq.prompt_len.max(p + 1) as i64)
+        fill(inputs.context_length, &|seq, _| seq.context_len as i64)
     }
 
     fn run(&mut self, call: &Call, index: usize, spans: &[SeqSpan<'_>], step: &Step<'_>) -> Result<(), ExecError> {

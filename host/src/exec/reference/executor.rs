@@ -1,6 +1,6 @@
 //! The engine's view of the reference: an [`Executor`] that recomputes every sequence from its first token.
 
-use plugin_api::{InputKind, Model, spec};
+use plugin_api::{Model, spec};
 
 use super::{EvalError, Inputs, Prepared, WeightSource};
 use crate::exec::{BLOCK_SIZE, ExecError, ExecSpec, Executor, LogitRows, PrefixCaching, Step, StepSeq};
@@ -34,16 +34,14 @@ impl ReferenceExecutor {
         let states = graph.kv_states();
         let windows: Option<Vec<usize>> = states.iter().map(|s| s.window.map(|w| w as usize)).collect();
         let numbers: usize = states.iter().map(|s| s.heads * (s.key_dim + s.value_dim)).sum();
-        let prefix_cache = match graph.reads(InputKind::ContextLength) {
-            true => PrefixCaching::PerPromptLength,
-            false => PrefixCaching::Shared,
-        };
+        let by_length = graph.length_dependence();
         let spec = ExecSpec {
             vocab_size: width.ok_or_else(missing)?,
             // What a cache in f32 would take. None is kept; the engine accounts for blocks all the same.
             kv_bytes_per_block: (numbers * BLOCK_SIZE * size_of::<f32>()).max(1),
             window: windows.and_then(|w| w.into_iter().max()),
-            prefix_cache,
+            prefix_cache: PrefixCaching::Shared,
+            by_length,
             max_tokens: limits.max_tokens,
             max_seqs: limits.max_seqs,
         };
@@ -60,7 +58,7 @@ impl ReferenceExecutor {
         if rows.is_empty() {
             return Ok(());
         }
-        let inputs = Inputs::sequence(seq.tokens, seq.prompt_len, &rows);
+        let inputs = Inputs::sequence(seq.tokens, seq.context_len, &rows);
         for (_, tensor) in self.prepared.run(&inputs)? {
             let data = tensor.as_f32().ok_or_else(|| ExecError::Failed("the logits are not floats".into()))?;
             self.logits.extend_from_slice(data);

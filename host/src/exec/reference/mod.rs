@@ -11,7 +11,7 @@
 //! `executor` speaks the engine's language.
 
 mod checkpoint;
-mod elementwise;
+pub(super) mod elementwise;
 mod executor;
 mod lanes;
 mod ops;
@@ -41,7 +41,7 @@ pub struct Inputs {
     pub token_ids: Vec<i64>,
     /// `InputKind::Positions`.
     pub positions: Vec<i64>,
-    /// `InputKind::ContextLength`.
+    /// `Op::ContextLength`.
     pub context_length: Vec<i64>,
     /// Indices of the tokens that `select_outputs` picks.
     pub rows: Vec<usize>,
@@ -118,14 +118,13 @@ impl Inputs {
         Inputs::sequence(tokens, tokens.len(), rows)
     }
 
-    /// A sequence from its first token, of which the first `prompt_len` were the prompt; prompt tokens see
-    /// the prompt's length as context, generated ones see what was there when they were computed.
-    pub fn sequence(tokens: &[u32], prompt_len: usize, rows: &[usize]) -> Inputs {
+    /// The beginning of a sequence that is `context_len` tokens long.
+    pub fn sequence(tokens: &[u32], context_len: usize, rows: &[usize]) -> Inputs {
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         Inputs {
             token_ids: tokens.iter().map(|&t| t.into()).collect(),
             positions: (0..tokens.len()).map(number).collect(),
-            context_length: (0..tokens.len()).map(|p| number(prompt_len.max(p + 1))).collect(),
+            context_length: vec![number(context_len); tokens.len()],
             rows: rows.to_vec(),
         }
     }

@@ -135,7 +135,7 @@ fn fixed_nodes(graph: &Graph) -> Vec<bool> {
             Op::Slice { start, end, .. } => start.as_const().is_some() && end.as_const().is_some(),
             _ => true,
         };
-        let leaf_fixed = !matches!(node.op, Op::Input { .. });
+        let leaf_fixed = !matches!(node.op, Op::Input { .. } | Op::ContextLength { .. });
         let shape_fixed = node.ty.shape.as_consts().is_some();
         fixed.push(leaf_fixed && bounds_fixed && shape_fixed && node.inputs.iter().all(|v| fixed[v.index()]));
     }

@@ -1,5 +1,6 @@
 //! The executor as the engine sees it.
 
+use plugin_api::LengthDependence;
 use std::collections::BTreeMap;
 
 use plugin_api::{AttentionOptions, Builder, DType, Dim, Graph, Model};
@@ -25,7 +26,7 @@ fn model(windows: &[Option<u32>], reads_length: bool) -> Model {
         x = b.add(x, y);
     }
     if reads_length {
-        let length = b.context_length();
+        let length = b.context_length(8, true);
         let length = b.cast(length, DType::Float);
         let length = b.reshape(length, [Dim::T(), 1usize.into()]);
         x = b.mul(x, length);
@@ -54,7 +55,7 @@ fn whole(model: &Model, tokens: &[u32], prompt_len: usize, rows: &[usize]) -> Ve
 const BLOCKS: [BlockId; 2] = [3, 5];
 
 fn seq<'a>(id: u64, tokens: &'a [u32], computed: usize, logits: LogitRows) -> StepSeq<'a> {
-    StepSeq { id, tokens, computed, prompt_len: 4, blocks: &BLOCKS, logits }
+    StepSeq { id, tokens, computed, context_len: 4, blocks: &BLOCKS, logits }
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn the_spec_follows_from_the_graph() {
     assert_eq!(spec(&[Some(4), Some(9)], false).window, Some(9));
     assert_eq!(spec(&[Some(4), None], false).window, None);
     assert_eq!((spec(&[], false).window, spec(&[], false).kv_bytes_per_block), (None, 1));
-    assert_eq!(spec(&[None], true).prefix_cache, PrefixCaching::PerPromptLength);
+    assert_eq!(spec(&[None], true).by_length, Some(LengthDependence { above: 8, growing: true }));
 }
 
 #[test]

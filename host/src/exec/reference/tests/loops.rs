@@ -226,7 +226,7 @@ fn inputs_and_symbolic_sizes_follow_the_step() {
     let inputs = Inputs::sequence(&[7, 8, 9, 10], 2, &[3, 0]);
     assert_eq!(run(|b| b.token_ids(), &inputs), Ok(Tensor::i64([4], vec![7, 8, 9, 10])));
     assert_eq!(run(|b| b.positions(), &inputs), Ok(Tensor::i64([4], vec![0, 1, 2, 3])));
-    assert_eq!(run(|b| b.context_length(), &inputs), Ok(Tensor::i64([4], vec![2, 2, 3, 4])));
+    assert_eq!(run(|b| b.context_length(4, false), &inputs), Ok(Tensor::i64([4], vec![2; 4])));
     assert_eq!(run(|b| b.iota(Dim::R()), &inputs), Ok(Tensor::i64([2], vec![0, 1])));
     let selected = |b: &mut Builder| {
         let ids = b.token_ids();
