@@ -10,6 +10,7 @@ use crate::server::error::ApiError;
 use crate::server::protocol::chat::ChatRequest;
 use crate::server::protocol::common::Int;
 use crate::server::state::AppState;
+use crate::text::ChatTemplate;
 
 /// A chat request in range.
 pub(crate) struct Chat {
@@ -67,7 +68,7 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     if let Some(truncation) = truncation {
         truncation.apply(&mut tokens);
     }
-    let default = state.llm.generation_config().max_new_tokens;
+    let default = state.llm.default_params().max_tokens;
     let max_tokens = sampling::max_tokens(state, tokens.len(), asked, default).map_err(|error| match error.param.as_deref() {
         Some("prompt") => ApiError { param: Some("messages".into()), ..error },
         _ => error,
@@ -143,9 +144,8 @@ impl Template {
                 return Err(ApiError::field("chat_template", message));
             }
             Some(source) => {
-                own = tokenizer
-                    .compile_chat_template(&source)
-                    .map_err(|e| ApiError::field("chat_template", e.to_string()))?;
+                own = ChatTemplate::new(&source, tokenizer.special_tokens().clone());
+                own.source(false).map_err(|e| ApiError::field("chat_template", e.to_string()))?;
                 &own
             }
             None => tokenizer.chat_template().ok_or_else(|| {
@@ -156,7 +156,7 @@ impl Template {
         };
         let mut text = template
             .render(&messages, add_generation_prompt, None, &self.kwargs)
-            .map_err(|e| ApiError::field("messages", format!("the chat template refused them: {e}")))?;
+            .map_err(|e| ApiError::field("messages", e.to_string()))?;
         let field = |name| messages.last().and_then(|m| m.get(name)).and_then(Value::as_str).unwrap_or_default();
         let last = Last { role: field("role").to_owned(), content: field("content").to_owned() };
         if self.continue_final_message {

@@ -53,6 +53,9 @@ pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result
     if prompts.is_empty() {
         return Err(ApiError::field("prompt", "is missing or empty; send a text, token ids, or a list of either"));
     }
+    // Ranges first: an absurd max_tokens should not be reported as a prompt that is too long.
+    params.max_tokens = Some(asked.map_or(DEFAULT_MAX_TOKENS, |(_, asked)| asked));
+    super::check_params(state, &params)?;
     let (choices, limit) = (prompts.len().saturating_mul(params.n), state.config.max_choices);
     if choices > limit {
         let message = format!(
@@ -63,9 +66,6 @@ pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result
         );
         return Err(ApiError::field("prompt", message));
     }
-    // Ranges first: an absurd max_tokens should not be reported as a prompt that is too long.
-    params.max_tokens = Some(asked.map_or(DEFAULT_MAX_TOKENS, |(_, asked)| asked));
-    super::check_params(state, &params)?;
 
     let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
     let priority = sampling::priority(&shared)?;
