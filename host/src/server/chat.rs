@@ -7,7 +7,6 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::Request;
 use axum::response::Response;
-use serde_json::Value;
 
 use super::answer::{self, Answer, Names, Slot, finish, push_json};
 use super::body;
@@ -15,6 +14,7 @@ use super::error::ApiError;
 use super::logprobs::{self, TokenNames};
 use super::middleware::RequestId;
 use super::protocol::chat::{ChatChoice, ChatDeltaChoice, ChatLogprobs, ChatMessage, ChatRequest, Delta};
+use super::protocol::common::PromptLogprobs;
 use super::run::Running;
 use super::state::AppState;
 use super::validate::chat::{Chat, chat};
@@ -54,7 +54,7 @@ pub(crate) async fn handle(
 struct Chats {
     state: Arc<AppState>,
     prompt_token_ids: Option<Vec<u32>>,
-    prompt_logprobs: Option<Value>,
+    prompt_logprobs: Option<PromptLogprobs>,
     echo: Option<String>,
     logprobs: Option<usize>,
     form: Form,
