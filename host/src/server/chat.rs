@@ -28,10 +28,10 @@ pub(crate) async fn handle(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let raw: ChatRequest = body::read(request, state.config.max_body_size, state.config.read_timeout).await?;
+    let (raw, size) = body::read::<ChatRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
     let shared = state.clone();
     let Chat { model, request, echo, logprobs, form, request_id } =
-        validate::off_loop(move || chat(&shared, raw)).await?;
+        validate::off_loop(size, move || chat(&shared, raw)).await?;
     let names = Names { id: validate::request_id(id, request_id)?, model };
     let running = Running::start(&state, vec![request], arrival)?;
     let prompt_token_ids = form.return_token_ids.then(|| running.prompts.concat());

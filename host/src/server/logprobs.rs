@@ -2,6 +2,8 @@
 //! objects, and vLLM's `prompt_logprobs`. Tokens are shown as text, or as `token_id:N` where there is no
 //! tokenizer or the request asks for that. Pure functions over what `llm` returns.
 
+use std::collections::HashSet;
+
 use super::protocol::chat::{ChatLogprob, ChatTopLogprob};
 use super::protocol::common::{Pairs, PromptLogprob, PromptLogprobs};
 use super::protocol::completion::CompletionLogprobs;
@@ -55,11 +57,12 @@ pub(crate) fn push_completion(
     out.token_logprobs.push(entry.map(|entry| floor(entry.logprob)));
     out.top_logprobs.push(entry.map(|entry| {
         let mut top: Vec<(String, f32)> = Vec::with_capacity(entry.top.len() + 1);
+        let mut seen = HashSet::new();
         // The chosen token is always among them, as with vLLM.
         for (id, logprob) in entry.top.iter().copied().chain([(entry.token, entry.logprob)]) {
             let name = names.name(id);
             // Two tokens can have the same text; the likelier one, which comes first, stands for both.
-            if !top.iter().any(|(other, _)| *other == name) {
+            if seen.insert(name.clone()) {
                 top.push((name, floor(logprob)));
             }
         }

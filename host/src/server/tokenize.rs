@@ -18,9 +18,9 @@ pub(crate) async fn tokenize(
     State(state): State<Arc<AppState>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    let raw: TokenizeRequest = body::read(request, state.config.max_body_size, state.config.read_timeout).await?;
+    let (raw, size) = body::read::<TokenizeRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
     validate::model(&state, raw.model.as_deref())?;
-    validate::off_loop(move || {
+    validate::off_loop(size, move || {
         let tokenizer = validate::tokenizer(&state, "tokenize")?;
         let (text, add_special_tokens) = match (raw.prompt, raw.messages) {
             (Some(prompt), None) => {
@@ -65,9 +65,10 @@ pub(crate) async fn detokenize(
     State(state): State<Arc<AppState>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    let raw: DetokenizeRequest = body::read(request, state.config.max_body_size, state.config.read_timeout).await?;
+    let (raw, size) =
+        body::read::<DetokenizeRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
     validate::model(&state, raw.model.as_deref())?;
-    validate::off_loop(move || {
+    validate::off_loop(size, move || {
         let tokenizer = validate::tokenizer(&state, "detokenize")?;
         let tokens: Vec<u32> = raw.tokens.iter().map(|token| token.0).collect();
         validate::token_ids("tokens", &tokens, state.llm.info().vocab_size)?;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Server, Setup, http};
+use super::{Server, Setup, Trouble, http};
 use crate::server::config::ServerConfig;
 
 const PATH: &str = "/v1/completions";
@@ -229,4 +229,33 @@ async fn metrics_have_vllms_names() {
     }
     assert!(text.contains("vllm:inter_token_latency_seconds_bucket"));
     assert!(text.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn an_engine_that_fails_says_so_in_mid_stream() {
+    for trouble in [Trouble::Error, Trouble::Panic] {
+        let server = Setup { trouble, ..slow() }.start().await;
+        let reply = server.post(PATH, endless(true)).await;
+        let text = reply.text();
+        let error = text.split("event: error\ndata: ").nth(1).unwrap_or_else(|| panic!("no error in {text}"));
+        let (error, rest) = error.split_once("\n\n").unwrap();
+        assert_eq!(rest, "data: [DONE]\n\n");
+        let error: Value = serde_json::from_str(error).unwrap();
+        assert!(error["error"]["code"].as_u64().unwrap() >= 500, "{error}");
+        // A failed step costs the requests in it; a panic costs the engine, and health says so.
+        let healthy = server.get("/health").await.status == 200;
+        assert_eq!(healthy, trouble == Trouble::Error);
+        let reply = server.post(PATH, json!({"prompt": "a", "max_tokens": 1})).await;
+        assert_eq!(reply.status, if healthy { 200 } else { 503 }, "{}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_a_handler_is_a_json_500() {
+    let response = crate::server::middleware::panicked(Box::new("secret detail"));
+    assert_eq!(response.status(), 500);
+    let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["error"]["type"], "InternalServerError");
+    assert!(!body.to_string().contains("secret"));
 }
