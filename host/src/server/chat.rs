@@ -100,7 +100,7 @@ impl Answer for Chats {
     fn delta(&mut self, out: &mut Vec<u8>, slot: Slot, output: &Output) -> bool {
         let text = self.text(slot, output);
         let ids = self.form.return_token_ids;
-        let silent = text.is_empty() && output.logprobs.is_empty() && !(ids && !output.token_ids.is_empty());
+        let silent = text.is_empty() && output.logprobs.is_empty() && (!ids || output.token_ids.is_empty());
         if silent && output.finish.is_none() {
             return false;
         }

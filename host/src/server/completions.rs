@@ -103,7 +103,7 @@ impl Answer for Completions {
         let first = self.offsets[slot.choice].is_none();
         let silent = output.text.is_empty()
             && output.logprobs.is_empty()
-            && !(self.form.return_token_ids && !output.token_ids.is_empty());
+            && (!self.form.return_token_ids || output.token_ids.is_empty());
         let echoes = first && self.echo.is_some();
         if (silent || self.echo_only) && !echoes && output.finish.is_none() {
             return false;

@@ -90,7 +90,9 @@ fn from_llm(error: LlmError) -> ApiError {
             ApiError::unavailable(message)
         }
         LlmError::Submit(SubmitError::TokenOutOfRange { field, .. }) => ApiError::field(field, message),
-        LlmError::Submit(SubmitError::EmptyPrompt | SubmitError::PromptTooLong { .. }) => ApiError::field("prompt", message),
+        LlmError::Submit(SubmitError::EmptyPrompt | SubmitError::PromptTooLong { .. }) => {
+            ApiError::field("prompt", message)
+        }
         LlmError::Submit(SubmitError::ExceedsCache { .. }) => ApiError::field("max_tokens", message),
         _ => {
             tracing::error!(error = message, "a generation failed");

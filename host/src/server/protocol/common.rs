@@ -22,7 +22,9 @@ impl<'de> Deserialize<'de> for Int {
                 Ok(Int(v))
             }
             fn visit_u64<E: de::Error>(self, v: u64) -> Result<Int, E> {
-                i64::try_from(v).map(Int).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(v), &"an integer below 2^63"))
+                i64::try_from(v)
+                    .map(Int)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(v), &"an integer below 2^63"))
             }
             fn visit_f64<E: de::Error>(self, v: f64) -> Result<Int, E> {
                 // 2^53: beyond it a JSON double no longer names one integer.

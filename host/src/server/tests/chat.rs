@@ -107,7 +107,8 @@ async fn what_templates_and_chats_must_not_be() {
         server.refused(PATH, body, 400, Some(param)).await
     };
     refuse(json!({"messages": []}), "messages").await;
-    refuse(json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content[0].type").await;
+    refuse(json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content[0].type")
+        .await;
     refuse(json!({"messages": [1]}), "messages[0]").await;
     refuse(json!({"chat_template": "x"}), "chat_template").await;
     refuse(json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages").await;
@@ -148,7 +149,9 @@ async fn tokenize_and_back() {
     assert_eq!(chat["count"], HELLO.len() - "<assistant>".len());
     assert_eq!(chat["token_strs"], Value::Null);
     server.refused("/tokenize", json!({}), 400, Some("prompt")).await;
-    server.refused("/tokenize", json!({"prompt": "a", "add_generation_prompt": true}), 400, Some("add_generation_prompt")).await;
+    server
+        .refused("/tokenize", json!({"prompt": "a", "add_generation_prompt": true}), 400, Some("add_generation_prompt"))
+        .await;
     server.refused("/tokenize", json!({"prompt": "a", "promt": 1}), 400, Some("promt")).await;
     server.refused("/detokenize", json!({"tokens": [1, 9999]}), 400, Some("tokens[1]")).await;
     server.refused("/detokenize", json!({"tokens": [1, -9]}), 400, Some("tokens[1]")).await;

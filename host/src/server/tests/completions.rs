@@ -85,7 +85,10 @@ async fn streams_say_what_whole_answers_say() {
         let choices = whole["choices"].as_array().unwrap();
         let got = added_up(&events, choices.len());
         for (choice, (text, finish, stop)) in choices.iter().zip(got) {
-            assert_eq!((&choice["text"], &choice["finish_reason"], &choice["stop_reason"]), (&json!(text), &finish, &stop));
+            assert_eq!(
+                (&choice["text"], &choice["finish_reason"], &choice["stop_reason"]),
+                (&json!(text), &finish, &stop)
+            );
         }
     }
 }
@@ -95,7 +98,8 @@ async fn streams_never_cut_characters() {
     let setup = Setup { delay: Duration::from_millis(2), ..Setup::default() };
     let server = setup.start().await;
     // Six bytes: the second character is cut off by max_tokens.
-    let events = server.events(PATH, json!({"prompt": "🙂🙂", "max_tokens": 6, "temperature": 0, "stream": true})).await;
+    let events =
+        server.events(PATH, json!({"prompt": "🙂🙂", "max_tokens": 6, "temperature": 0, "stream": true})).await;
     let texts: Vec<&str> = events.iter().map(|e| e["choices"][0]["text"].as_str().unwrap()).collect();
     assert_eq!(texts.first(), Some(&"🙂"));
     assert!(texts.concat().trim_end_matches('\u{fffd}') == "🙂", "{texts:?}");
@@ -159,7 +163,8 @@ async fn logprobs_in_parallel_lists() {
 async fn echo_with_logprobs_as_lm_eval_asks() {
     let server = Server::start().await;
     for max_tokens in [0, 1] {
-        let body = json!({"prompt": [97, 98, 99], "temperature": 0, "max_tokens": max_tokens, "logprobs": 1, "echo": true});
+        let body =
+            json!({"prompt": [97, 98, 99], "temperature": 0, "max_tokens": max_tokens, "logprobs": 1, "echo": true});
         let answer = server.ok(PATH, body.clone()).await;
         let choice = &answer["choices"][0];
         let tokens = 3 + max_tokens;

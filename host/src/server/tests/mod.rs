@@ -72,7 +72,9 @@ impl Executor for CopyModel {
         std::thread::sleep(self.delay);
         self.steps += 1;
         match self.trouble {
-            Trouble::Error if self.steps == 5 => return Err(ExecError::Failed("the device is gone".into())),
+            Trouble::Error if self.steps == 5 => {
+                return Err(ExecError::Failed("the device is gone".into()));
+            }
             Trouble::Panic if self.steps == 5 => panic!("a bug in the model"),
             _ => {}
         }

@@ -118,7 +118,10 @@ async fn draining_ends_with_an_error_what_takes_too_long() {
         let reply = http::read(socket).await;
         if stream {
             let text = reply.text();
-            assert!(text.contains("event: error\ndata: {\"error\":{\"message\":\"the server is shutting down"), "{text}");
+            assert!(
+                text.contains("event: error\ndata: {\"error\":{\"message\":\"the server is shutting down"),
+                "{text}"
+            );
             assert!(text.ends_with("data: [DONE]\n\n"));
         } else {
             assert_eq!(reply.status, 503);

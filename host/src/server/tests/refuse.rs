@@ -170,8 +170,10 @@ async fn bodies_that_are_too_large() {
     // The same in chunks, which announce no length.
     let config = ServerConfig { max_body_size: 1000, ..ServerConfig::default() };
     let server = Setup { config, ..Setup::default() }.start().await;
-    let mut bytes = format!("POST {PATH} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-type: application/json\r\n\
-                             transfer-encoding: chunked\r\n\r\n")
+    let mut bytes = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-type: application/json\r\n\
+                             transfer-encoding: chunked\r\n\r\n"
+    )
     .into_bytes();
     for _ in 0..20 {
         bytes.extend(format!("64\r\n{}\r\n", "x".repeat(100)).bytes());
@@ -186,7 +188,8 @@ async fn bodies_that_are_too_large() {
 async fn a_body_that_does_not_come() {
     let config = ServerConfig { read_timeout: Duration::from_millis(300), ..ServerConfig::default() };
     let server = Setup { config, ..Setup::default() }.start().await;
-    let head = format!("POST {PATH} HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{");
+    let head =
+        format!("POST {PATH} HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{");
     let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut socket, head.as_bytes()).await.unwrap();
     assert_eq!(http::read(socket).await.status, 408);
@@ -202,6 +205,8 @@ async fn routes_methods_and_models_that_do_not_exist() {
     assert_eq!(reply.json()["error"]["type"], "MethodNotAllowedError");
     let message = server.refused(PATH, json!({"model": "nope", "prompt": "a"}), 404, Some("model")).await;
     assert!(message.contains("`nope`") && message.contains("copy, org/alias"), "{message}");
-    server.refused("/v1/chat/completions", json!({"model": "nope", "messages": [{"role": "user"}]}), 404, Some("model")).await;
+    server
+        .refused("/v1/chat/completions", json!({"model": "nope", "messages": [{"role": "user"}]}), 404, Some("model"))
+        .await;
     server.ok(PATH, json!({"model": null, "prompt": "a"})).await;
 }

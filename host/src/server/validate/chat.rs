@@ -35,7 +35,9 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     params.logprobs = match (raw.logprobs.unwrap_or(false), top) {
         (true, top) => Some(top),
         (false, 0) => None,
-        (false, _) => return Err(ApiError::field("top_logprobs", "goes with logprobs: true; set logprobs to true")),
+        (false, _) => {
+            return Err(ApiError::field("top_logprobs", "goes with logprobs: true; set logprobs to true"));
+        }
     };
     if form.stream && params.prompt_logprobs.is_some() {
         return Err(ApiError::field("prompt_logprobs", "is not available with stream: true; set stream to false"));
@@ -50,7 +52,8 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     };
     let asked = asked.map(|value| sampling::count(name, value)).transpose()?.map(|asked| (name, asked));
     params.max_tokens = asked.map(|(_, asked)| asked);
-    super::check_params(state, &params).map_err(|error| rename(rename(error, "max_tokens", name), "logprobs", "top_logprobs"))?;
+    super::check_params(state, &params)
+        .map_err(|error| rename(rename(error, "max_tokens", name), "logprobs", "top_logprobs"))?;
 
     let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
     let template = Template {
@@ -69,10 +72,11 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
         truncation.apply(&mut tokens);
     }
     let default = state.llm.default_params().max_tokens;
-    let max_tokens = sampling::max_tokens(state, tokens.len(), asked, default).map_err(|error| match error.param.as_deref() {
-        Some("prompt") => ApiError { param: Some("messages".into()), ..error },
-        _ => error,
-    })?;
+    let max_tokens =
+        sampling::max_tokens(state, tokens.len(), asked, default).map_err(|error| match error.param.as_deref() {
+            Some("prompt") => ApiError { param: Some("messages".into()), ..error },
+            _ => error,
+        })?;
     params.max_tokens = Some(max_tokens);
     params.min_tokens = params.min_tokens.min(max_tokens);
     let all = state.llm.info().vocab_size;
@@ -186,7 +190,8 @@ mod tests {
 
     #[test]
     fn the_final_message_is_cut_behind_its_text() {
-        let cut = |rendered: &str, content| end_of_final_message(rendered, content).map(|end| rendered[..end].to_owned());
+        let cut =
+            |rendered: &str, content| end_of_final_message(rendered, content).map(|end| rendered[..end].to_owned());
         assert_eq!(cut("<a>yes</a><a>yes</a>", "yes").unwrap(), "<a>yes</a><a>yes");
         assert_eq!(cut("<a> one two </a>", " one two ").unwrap(), "<a> one two ");
         assert_eq!(cut("<a>one two</a>", " one two ").unwrap(), "<a>one two");

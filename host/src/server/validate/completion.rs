@@ -46,7 +46,8 @@ pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result
     }
     if form.stream && echoed && params.n > 1 && params.logprobs.is_some() {
         // The first choice alone reports on the prompt, and the others may come before it.
-        let message = "more than one choice with echo and logprobs is not available with stream: true; set stream to false";
+        let message =
+            "more than one choice with echo and logprobs is not available with stream: true; set stream to false";
         return Err(ApiError::field("n", message));
     }
     let prompts = raw.prompt.map(|prompts| prompts.0).unwrap_or_default();
@@ -105,7 +106,8 @@ fn tokens(
     match prompt {
         RawPrompt::Text(text) => {
             let tokenizer = super::tokenizer(state, "a text prompt")?;
-            let tokens = tokenizer.encode(&text, add_special_tokens).map_err(|e| ApiError::field(field, e.to_string()))?;
+            let tokens =
+                tokenizer.encode(&text, add_special_tokens).map_err(|e| ApiError::field(field, e.to_string()))?;
             Ok((tokens, Some(text)))
         }
         RawPrompt::Tokens(tokens) => {

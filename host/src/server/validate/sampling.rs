@@ -74,7 +74,10 @@ pub(crate) fn count(name: &str, value: Int) -> Result<usize, ApiError> {
 pub(crate) fn form(shared: &Shared) -> Result<Form, ApiError> {
     let stream = shared.stream.unwrap_or(false);
     if shared.stream_options.is_some() && !stream {
-        return Err(ApiError::field("stream_options", "goes with stream: true only; leave it out or set stream to true"));
+        return Err(ApiError::field(
+            "stream_options",
+            "goes with stream: true only; leave it out or set stream to true",
+        ));
     }
     let StreamOptions { include_usage, continuous_usage_stats } = shared.stream_options.unwrap_or_default();
     let include_usage = include_usage.unwrap_or(false);
@@ -120,7 +123,8 @@ pub(crate) fn params(state: &AppState, shared: &mut Shared) -> Result<RequestPar
     if state.llm.tokenizer().is_none() {
         for (name, given) in [("stop", !params.stop.is_empty()), ("bad_words", !params.bad_words.is_empty())] {
             if given {
-                let message = "needs a tokenizer, and this model was loaded without one; use stop_token_ids or logit_bias";
+                let message =
+                    "needs a tokenizer, and this model was loaded without one; use stop_token_ids or logit_bias";
                 return Err(ApiError::field(name, message));
             }
         }
