@@ -146,12 +146,19 @@ impl Shared {
     pub(super) fn snapshot(&self) -> Stats {
         let state = self.state();
         let heartbeat = Duration::from_nanos(self.heartbeat.load(Ordering::Relaxed));
+        // Requests that the thread has not taken from the channel yet wait too.
+        let waiting = self
+            .waiting
+            .load(Ordering::Relaxed)
+            .max(self.queued.load(Ordering::Relaxed));
+        let waiting = if state == EngineState::Stopped {
+            0
+        } else {
+            waiting
+        };
         Stats {
             running: self.running.load(Ordering::Relaxed),
-            waiting: self
-                .waiting
-                .load(Ordering::Relaxed)
-                .max(self.queued.load(Ordering::Relaxed)),
+            waiting,
             kv_blocks_used: self.kv_blocks_used.load(Ordering::Relaxed),
             kv_blocks_total: self.kv_blocks_total,
             prefix_queries: self.prefix_queries.load(Ordering::Relaxed),

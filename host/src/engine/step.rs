@@ -41,7 +41,6 @@ pub(super) fn run(mut core: Core, commands: Receiver<Command>) {
     shared.busy.store(false, Relaxed);
     shared.running.store(0, Relaxed);
     shared.waiting.store(0, Relaxed);
-    shared.queued.store(0, Relaxed);
     shared.kv_blocks_used.store(0, Relaxed);
     shared.advance_to(EngineState::Stopped);
 }
@@ -448,6 +447,11 @@ impl Core {
         shared.preemptions.store(counts.preemptions, Relaxed);
         shared.busy.store(busy, Relaxed);
         shared.beat();
+    }
+
+    #[cfg(test)]
+    pub(super) fn requests(&self) -> usize {
+        self.requests.len()
     }
 
     #[cfg(test)]

@@ -2,6 +2,20 @@
 //! the engine tells it which tokens of which sequences to run and gets logits back. An executor never
 //! decides what runs, never samples and never talks to a client. Called by `engine` (and its tests).
 
+pub mod cpu;
+pub mod reference;
+
+/// Arithmetic of a model's matrix products, `--dtype`. Everything beside them is computed in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// Weights of any type are read exactly.
+    Float32,
+    /// Weights and inputs are rounded to bfloat16; sums are kept in f32.
+    Bfloat16,
+    /// Weights are rounded to float16; inputs and sums are kept in f32.
+    Float16,
+}
+
 /// Tokens in one KV block.
 pub const BLOCK_SIZE: usize = 16;
 

@@ -1,0 +1,282 @@
+//! Packed X: the layouts that the inner loops read, and the space for them.
+//!
+//! Rows are grouped into panels; a panel of `r` rows is `[steps of k][r][K]`, zero-padded to whole steps, so that a tile
+//! reads it in one stream. (With X row-major, rows at a power-of-two stride would fall into one set of the L1 cache.)
+
+use std::ops::Range;
+
+use super::super::simd::{Kernel, Simd};
+use super::super::{Isa, KernelError, Rows, WeightDtype};
+use super::{Compute, tile};
+
+/// Elements of k that every step divides: k is padded to a multiple of it.
+pub(super) const STEP_MAX: usize = 32;
+
+/// What packed X holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// bf16 in order, for the dot-product instruction, which multiplies pairs.
+    PairsBf16,
+    /// f32 in order, for f32 and f16 weights (the field says which).
+    Plain(WeightDtype),
+    /// f32; of each step first the even elements, then the odd: bf16 weights are widened in that order.
+    Alternate,
+    /// As `Alternate`, rounded to bf16 first.
+    AlternateRounded,
+}
+
+impl Form {
+    pub(super) fn of(isa: Isa, dtype: WeightDtype, compute: Compute) -> Self {
+        match (dtype, compute) {
+            (WeightDtype::Bf16, Compute::Bf16) if isa == Isa::Avx512 => Form::PairsBf16,
+            (WeightDtype::Bf16, Compute::Bf16) => Form::AlternateRounded,
+            (WeightDtype::Bf16, Compute::F32) => Form::Alternate,
+            (other, _) => Form::Plain(other),
+        }
+    }
+
+    fn element_size(self) -> usize {
+        if self == Form::PairsBf16 { 2 } else { 4 }
+    }
+}
+
+/// One cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Space for packed X. Allocated once, for the largest step.
+pub struct Scratch {
+    lines: Vec<Line>,
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scratch")
+            .field("bytes", &(self.lines.len() * 64))
+            .finish()
+    }
+}
+
+impl Scratch {
+    /// Enough for any input of at most `max_m` rows and `max_k` columns: `max_m * max_k * 4` bytes and a little.
+    pub fn with_capacity(max_m: usize, max_k: usize) -> Self {
+        let bytes = max_m
+            .saturating_mul(max_k.next_multiple_of(STEP_MAX))
+            .saturating_mul(4);
+        Self {
+            lines: vec![Line([0; 64]); bytes.div_ceil(64)],
+        }
+    }
+
+    /// The space for `[m, k]` in `form`, if it is large enough.
+    pub(super) fn take(&mut self, m: usize, k: usize, form: Form) -> Result<Packed, KernelError> {
+        let capacity = self.lines.len() * 64;
+        let row_bytes = k.next_multiple_of(STEP_MAX) * form.element_size();
+        let needed = m.saturating_mul(row_bytes);
+        if needed > capacity {
+            return Err(KernelError::Scratch { needed, capacity });
+        }
+        Ok(Packed {
+            data: self.lines.as_mut_ptr().cast(),
+            row_bytes,
+        })
+    }
+}
+
+/// Packed X while a call lasts: written by several threads in disjoint panels, then read by all.
+#[derive(Clone, Copy)]
+pub(super) struct Packed {
+    data: *mut u8,
+    /// Bytes that one row takes, padding included.
+    pub(super) row_bytes: usize,
+}
+
+// SAFETY: only a pointer; `row` asks its caller for what makes it sound.
+unsafe impl Send for Packed {}
+// SAFETY: as above.
+unsafe impl Sync for Packed {}
+
+impl Packed {
+    /// Where the panel begins whose first row is `row`.
+    ///
+    /// # Safety
+    /// `row` is below the `m` that this was taken for. The pointer may be used while the scratch is borrowed.
+    #[inline(always)]
+    pub(super) unsafe fn panel<T>(self, row: usize) -> *mut T {
+        // SAFETY: inside the space, by `take`.
+        unsafe { self.data.add(row * self.row_bytes).cast() }
+    }
+}
+
+/// Packs some panels of X.
+pub(super) struct Pack<'a> {
+    pub(super) x: Rows<'a>,
+    pub(super) form: Form,
+    /// Rows of a panel.
+    pub(super) panel: usize,
+    /// Which panels.
+    pub(super) panels: Range<usize>,
+    pub(super) to: Packed,
+}
+
+impl Kernel for Pack<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for index in self.panels.clone() {
+            let first = index * self.panel;
+            let rows = self.panel.min(self.x.rows - first);
+            for i in 0..rows {
+                let row = self.x.row(first + i);
+                // SAFETY: the panel is inside the packed space, 64-byte aligned, and no other thread packs it; its size
+                // is rows * padded k elements.
+                unsafe {
+                    match self.form {
+                        Form::PairsBf16 => {
+                            pack_row::<u16, 32>(row, self.to.panel(first), rows, i, |from, to| {
+                                from.iter().zip(to).for_each(|(x, to)| *to = round_bf16(*x));
+                            })
+                        }
+                        Form::Plain(_) => {
+                            if S::L == 16 {
+                                pack_row::<f32, 32>(
+                                    row,
+                                    self.to.panel(first),
+                                    rows,
+                                    i,
+                                    |from, to| *to = *from,
+                                );
+                            } else {
+                                pack_row::<f32, 16>(
+                                    row,
+                                    self.to.panel(first),
+                                    rows,
+                                    i,
+                                    |from, to| *to = *from,
+                                );
+                            }
+                        }
+                        Form::Alternate | Form::AlternateRounded => {
+                            let rounded = self.form == Form::AlternateRounded;
+                            if S::L == 16 {
+                                pack_row::<f32, 32>(
+                                    row,
+                                    self.to.panel(first),
+                                    rows,
+                                    i,
+                                    |from, to| {
+                                        alternate(from, to, rounded);
+                                    },
+                                );
+                            } else {
+                                pack_row::<f32, 16>(
+                                    row,
+                                    self.to.panel(first),
+                                    rows,
+                                    i,
+                                    |from, to| {
+                                        alternate(from, to, rounded);
+                                    },
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes row `i` of a panel of `rows`, `K` elements at a time.
+///
+/// # Safety
+/// `to` is the panel, aligned for `E`, with room for `rows` rows of k rounded up to `K`.
+#[inline(always)]
+unsafe fn pack_row<E: Copy, const K: usize>(
+    row: &[f32],
+    to: *mut E,
+    rows: usize,
+    i: usize,
+    convert: impl Fn(&[f32; K], &mut [E; K]),
+) {
+    let (steps, tail) = row.as_chunks::<K>();
+    for (step, from) in steps.iter().enumerate() {
+        // SAFETY: step and row are inside the panel. Any bit pattern is a valid element.
+        convert(from, unsafe { &mut *to.add((step * rows + i) * K).cast() });
+    }
+    if !tail.is_empty() {
+        let mut padded = [0.0; K];
+        padded[..tail.len()].copy_from_slice(tail);
+        // SAFETY: as above; the panel is padded to whole steps.
+        convert(&padded, unsafe {
+            &mut *to.add((steps.len() * rows + i) * K).cast()
+        });
+    }
+}
+
+#[inline(always)]
+fn alternate<const K: usize>(from: &[f32; K], to: &mut [f32; K], rounded: bool) {
+    for i in 0..K / 2 {
+        to[i] = from[2 * i];
+        to[K / 2 + i] = from[2 * i + 1];
+    }
+    if rounded {
+        to.iter_mut()
+            .for_each(|x| *x = f32::from_bits(u32::from(round_bf16(*x)) << 16));
+    }
+}
+
+/// Bits of the nearest bf16, ties to even; NaN stays NaN. Branch-free, so that the compiler makes vectors of it.
+#[inline(always)]
+fn round_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000;
+    ((if x.is_nan() { quiet } else { rounded }) >> 16) as u16
+}
+
+/// Rows of X that are computed against W before the next rows: their packed form should stay in the L2 cache.
+pub(super) fn block_rows(panel: usize, row_bytes: usize) -> usize {
+    (tile::BLOCK_BYTES / row_bytes.max(1)).max(panel) / panel * panel
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_nearest_even() {
+        let mut bits = 0x12345_u32;
+        for _ in 0..100_000 {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let x = f32::from_bits(bits);
+            assert_eq!(round_bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
+        }
+        for x in [
+            0.0,
+            -0.0,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            1.0 + f32::EPSILON,
+        ] {
+            assert_eq!(round_bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
+        }
+        assert!(half::bf16::from_bits(round_bf16(f32::from_bits(0x7f80_0001))).is_nan());
+    }
+
+    #[test]
+    fn too_small_a_scratch_is_an_error() {
+        let mut scratch = Scratch::with_capacity(2, 33);
+        assert!(scratch.take(2, 64, Form::Alternate).is_ok());
+        assert!(scratch.take(4, 64, Form::PairsBf16).is_ok());
+        let error = scratch.take(3, 33, Form::Alternate).err();
+        assert_eq!(
+            error,
+            Some(KernelError::Scratch {
+                needed: 3 * 64 * 4,
+                capacity: 2 * 64 * 4
+            })
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! Everything that works row by row: norms, rotary embedding, activations, lookups, softmax.
+//!
+//! Rows are split over the pool when there is enough to do; a row is always computed by one thread in one order.
+
+mod elementwise;
+mod lookup;
+mod norm;
+mod rope;
+
+pub use elementwise::{activate, activate_to, add, add_assign, gated, mul, scale, softcap};
+pub use lookup::{argmax, embed, gather_rows, softmax};
+pub use norm::{
+    LayerNorm, RmsNorm, add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_heads,
+};
+pub use rope::{Rope, RopeStyle, rope, rope_to};
+
+pub(super) use elementwise::map_in_place;
+
+use super::simd::{self, Kernel, Simd};
+use super::{Cpu, split};
+
+/// Fewer elements than this are not worth a hand-over to other threads.
+const PARALLEL: usize = 1 << 14;
+
+/// Something to do for each row on its own.
+trait ByRow: Sync {
+    /// Must be `#[inline(always)]`. Writes to this row's outputs only.
+    fn row<S: Simd>(&self, s: S, row: usize);
+}
+
+/// Runs `work` for every row; `cols` says how much a row is.
+fn by_row<W: ByRow>(cpu: &Cpu, rows: usize, cols: usize, work: &W) {
+    let isa = cpu.isa();
+    let part = |part, parts| {
+        simd::dispatch(
+            isa,
+            Rowwise {
+                work,
+                rows: split(rows, part, parts),
+            },
+        )
+    };
+    if rows < 2 || rows.saturating_mul(cols) < PARALLEL {
+        part(0, 1)
+    } else {
+        cpu.pool().run(&part)
+    }
+}
+
+struct Rowwise<'w, W> {
+    work: &'w W,
+    rows: std::ops::Range<usize>,
+}
+
+impl<W: ByRow> Kernel for Rowwise<'_, W> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows {
+            self.work.row(s, row);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! RMS norm and layer norm, alone or fused with the addition to the residual stream.
+
+use super::super::error::check_eq;
+use super::super::operands::SharedRows;
+use super::super::simd::Simd;
+use super::super::{Cpu, KernelError, Rows, RowsMut};
+use super::{ByRow, by_row};
+
+/// `x / sqrt(mean(x²) + eps) * (weight + weight_offset)`
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNorm<'a> {
+    /// As long as a row. `None`: ones (and `weight_offset` is ignored).
+    pub weight: Option<&'a [f32]>,
+    /// 0, or 1 for models that store `weight - 1` (Gemma).
+    pub weight_offset: f32,
+    /// Keeps the root away from 0.
+    pub eps: f32,
+}
+
+/// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNorm<'a> {
+    /// As long as a row. `None`: ones.
+    pub weight: Option<&'a [f32]>,
+    /// As long as a row. `None`: zeros.
+    pub bias: Option<&'a [f32]>,
+    /// Keeps the root away from 0.
+    pub eps: f32,
+}
+
+/// `sum(f(x[i]))`: four accumulators over whole vectors, then the tail, in one order that depends on the length alone.
+#[inline(always)]
+fn reduce<S: Simd>(s: S, x: &[f32], f: impl Fn(S::V, S::V) -> S::V) -> f32 {
+    let mut sums = [s.splat(0.0); 4];
+    let mut chunks = x.chunks_exact(4 * S::L);
+    for chunk in &mut chunks {
+        for i in 0..4 {
+            sums[i] = f(sums[i], s.of(&chunk[i * S::L..]));
+        }
+    }
+    let mut rest = chunks.remainder().chunks_exact(S::L);
+    for chunk in &mut rest {
+        sums[0] = f(sums[0], s.of(chunk));
+    }
+    let tail = rest.remainder();
+    if !tail.is_empty() {
+        // Lanes beyond the tail keep their sums.
+        sums[1] = s.keep(f(sums[1], s.of_part(tail)), 0, tail.len(), sums[1]);
+    }
+    let [a, b, c, d] = s.hsum4(sums);
+    (a + b) + (c + d)
+}
+
+/// `out[i] = f(x[i], weight[i], bias[i])`, with x in `out` already if `x` is `None`.
+#[inline(always)]
+fn finish<S: Simd>(
+    s: S,
+    x: Option<&[f32]>,
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    f: impl Fn(S::V, S::V, S::V) -> S::V,
+) {
+    let (one, zero, n) = (s.splat(1.0), s.splat(0.0), out.len());
+    let mut i = 0;
+    while i + S::L <= n {
+        let w = if let Some(w) = weight {
+            s.of(&w[i..])
+        } else {
+            one
+        };
+        let b = if let Some(b) = bias {
+            s.of(&b[i..])
+        } else {
+            zero
+        };
+        let v = if let Some(x) = x {
+            s.of(&x[i..])
+        } else {
+            s.of(&out[i..])
+        };
+        s.to(&mut out[i..], f(v, w, b));
+        i += S::L;
+    }
+    if i < n {
+        let w = if let Some(w) = weight {
+            s.of_part(&w[i..n])
+        } else {
+            one
+        };
+        let b = if let Some(b) = bias {
+            s.of_part(&b[i..n])
+        } else {
+            zero
+        };
+        let v = if let Some(x) = x {
+            s.of_part(&x[i..n])
+        } else {
+            s.of_part(&out[i..n])
+        };
+        s.to_part(&mut out[i..], f(v, w, b));
+    }
+}
+
+impl RmsNorm<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, x: Option<&[f32]>, out: &mut [f32]) {
+        let n = out.len() as f32;
+        let squares = reduce(s, if let Some(x) = x { x } else { out }, |sum, v| {
+            s.fma(v, v, sum)
+        });
+        let factor = s.splat(1.0 / (squares / n + self.eps).sqrt());
+        let offset = s.splat(if self.weight.is_some() {
+            self.weight_offset
+        } else {
+            0.0
+        });
+        finish(s, x, self.weight, None, out, |v, w, _| {
+            s.mul(s.mul(v, factor), s.add(w, offset))
+        });
+    }
+
+    fn check(&self, cols: usize) -> Result<(), KernelError> {
+        self.weight
+            .map_or(Ok(()), |w| check_eq("norm.weight", "length", cols, w.len()))
+    }
+}
+
+impl LayerNorm<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, x: Option<&[f32]>, out: &mut [f32]) {
+        let n = out.len() as f32;
+        let source = if let Some(x) = x { x } else { &*out };
+        let mean = s.splat(reduce(s, source, |sum, v| s.add(sum, v)) / n);
+        let squares = reduce(s, source, |sum, v| {
+            let d = s.sub(v, mean);
+            s.fma(d, d, sum)
+        });
+        let factor = s.splat(1.0 / (squares / n + self.eps).sqrt());
+        finish(s, x, self.weight, self.bias, out, |v, w, b| {
+            s.fma(s.mul(s.sub(v, mean), factor), w, b)
+        });
+    }
+
+    fn check(&self, cols: usize) -> Result<(), KernelError> {
+        self.weight
+            .map_or(Ok(()), |w| check_eq("norm.weight", "length", cols, w.len()))?;
+        self.bias
+            .map_or(Ok(()), |b| check_eq("norm.bias", "length", cols, b.len()))
+    }
+}
+
+/// A norm of one row; `x` is `None` if the row is in `out`.
+trait Norm: Sync {
+    fn norm<S: Simd>(&self, s: S, x: Option<&[f32]>, out: &mut [f32]);
+}
+
+impl Norm for RmsNorm<'_> {
+    #[inline(always)]
+    fn norm<S: Simd>(&self, s: S, x: Option<&[f32]>, out: &mut [f32]) {
+        self.row(s, x, out);
+    }
+}
+
+impl Norm for LayerNorm<'_> {
+    #[inline(always)]
+    fn norm<S: Simd>(&self, s: S, x: Option<&[f32]>, out: &mut [f32]) {
+        self.row(s, x, out);
+    }
+}
+
+struct Plain<'a, N> {
+    norm: &'a N,
+    x: Rows<'a>,
+    out: SharedRows,
+}
+
+impl<N: Norm> ByRow for Plain<'_, N> {
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, row: usize) {
+        // SAFETY: every row is given to one thread, once.
+        self.norm
+            .norm(s, Some(self.x.row(row)), unsafe { self.out.row(row) });
+    }
+}
+
+struct Fused<'a, N> {
+    norm: &'a N,
+    residual: SharedRows,
+    x: Rows<'a>,
+    out: SharedRows,
+}
+
+impl<N: Norm> ByRow for Fused<'_, N> {
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, row: usize) {
+        // SAFETY: every row is given to one thread, once.
+        let (residual, out) = unsafe { (self.residual.row(row), self.out.row(row)) };
+        finish(s, None, None, Some(self.x.row(row)), residual, |r, _, x| {
+            s.add(r, x)
+        });
+        self.norm.norm(s, Some(residual), out);
+    }
+}
+
+struct Heads<'a> {
+    norm: &'a RmsNorm<'a>,
+    head_dim: usize,
+    x: SharedRows,
+}
+
+impl ByRow for Heads<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, row: usize) {
+        // SAFETY: every row is given to one thread, once.
+        for head in unsafe { self.x.row(row) }.chunks_exact_mut(self.head_dim) {
+            self.norm.row(s, None, head);
+        }
+    }
+}
+
+fn plain<N: Norm>(
+    cpu: &Cpu,
+    norm: &N,
+    x: Rows<'_>,
+    mut out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    x.check("x")?;
+    out.check_shape("out", x.rows, x.cols)?;
+    by_row(
+        cpu,
+        x.rows,
+        x.cols,
+        &Plain {
+            norm,
+            x,
+            out: out.share(),
+        },
+    );
+    Ok(())
+}
+
+fn fused<N: Norm>(
+    cpu: &Cpu,
+    norm: &N,
+    mut residual: RowsMut<'_>,
+    x: Rows<'_>,
+    mut out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    x.check("x")?;
+    residual.check_shape("residual", x.rows, x.cols)?;
+    out.check_shape("out", x.rows, x.cols)?;
+    let work = Fused {
+        norm,
+        residual: residual.share(),
+        x,
+        out: out.share(),
+    };
+    by_row(cpu, x.rows, x.cols, &work);
+    Ok(())
+}
+
+/// `out = rms_norm(x)` for every row.
+pub fn rms_norm(
+    cpu: &Cpu,
+    x: Rows<'_>,
+    norm: &RmsNorm<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    norm.check(x.cols)?;
+    plain(cpu, norm, x, out)
+}
+
+/// `residual += x; out = rms_norm(residual)` for every row, in one pass.
+pub fn add_rms_norm(
+    cpu: &Cpu,
+    residual: RowsMut<'_>,
+    x: Rows<'_>,
+    norm: &RmsNorm<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    norm.check(x.cols)?;
+    fused(cpu, norm, residual, x, out)
+}
+
+/// RMS norm of every head on its own, in place: `x` is `[T, heads * head_dim]`, the weight `[head_dim]`.
+pub fn rms_norm_heads(
+    cpu: &Cpu,
+    mut x: RowsMut<'_>,
+    head_dim: usize,
+    norm: &RmsNorm<'_>,
+) -> Result<(), KernelError> {
+    x.check("x")?;
+    norm.check(head_dim)?;
+    if head_dim == 0 || !x.cols.is_multiple_of(head_dim) {
+        let why = "must divide the columns of x";
+        return Err(KernelError::Option {
+            argument: "head_dim",
+            got: head_dim.to_string(),
+            why,
+        });
+    }
+    let (rows, cols) = (x.rows, x.cols);
+    by_row(
+        cpu,
+        rows,
+        cols,
+        &Heads {
+            norm,
+            head_dim,
+            x: x.share(),
+        },
+    );
+    Ok(())
+}
+
+/// `out = layer_norm(x)` for every row.
+pub fn layer_norm(
+    cpu: &Cpu,
+    x: Rows<'_>,
+    norm: &LayerNorm<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    norm.check(x.cols)?;
+    plain(cpu, norm, x, out)
+}
+
+/// `residual += x; out = layer_norm(residual)` for every row, in one pass.
+pub fn add_layer_norm(
+    cpu: &Cpu,
+    residual: RowsMut<'_>,
+    x: Rows<'_>,
+    norm: &LayerNorm<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    norm.check(x.cols)?;
+    fused(cpu, norm, residual, x, out)
+}

@@ -1,0 +1,215 @@
+//! Every case of the table on every instruction set and several thread counts, against f64; and bitwise equality where
+//! results must not depend on what else is computed.
+
+mod table;
+
+use kernels::cpu::{Cpu, CpuOptions, Isa};
+use table::attention::{Paged, Spec as AttentionSpec};
+use table::linear::{Kind, Operands, Spec};
+
+fn cpus() -> Vec<Cpu> {
+    let mut all = Vec::new();
+    for isa in Isa::available() {
+        for threads in [1, 2, 3] {
+            all.push(
+                Cpu::with_options(CpuOptions {
+                    threads,
+                    isa: Some(isa),
+                    pin: false,
+                })
+                .unwrap(),
+            );
+        }
+    }
+    all
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Runs the cases whose name begins with `prefix`.
+fn check(prefix: &str) {
+    let cpus = cpus();
+    let mut checked = 0;
+    for mut case in table::test_cases()
+        .into_iter()
+        .filter(|c| c.name.starts_with(prefix))
+    {
+        let expected = (case.reference)();
+        assert_eq!(expected.len(), case.outputs, "{}", case.name);
+        let mut before: Option<(Isa, Vec<u32>)> = None;
+        for cpu in &cpus {
+            let mut out = vec![f32::NAN; case.outputs];
+            (case.run)(cpu, &mut out);
+            for (i, (&got, want)) in out.iter().zip(&expected).enumerate() {
+                let error = (f64::from(got) - want.value).abs();
+                let allowed = case.tolerance * want.scale + f64::from(f32::MIN_POSITIVE);
+                let place = (cpu.isa(), cpu.threads());
+                assert!(
+                    error <= allowed,
+                    "{} {place:?} [{i}]: {got} for {}, off by {error:e}, allowed {allowed:e}",
+                    case.name,
+                    want.value
+                );
+            }
+            let out = bits(&out);
+            if let Some((isa, other)) = &before {
+                assert!(
+                    *isa != cpu.isa() || *other == out,
+                    "{} {isa}: depends on threads",
+                    case.name
+                );
+            }
+            before = Some((cpu.isa(), out));
+        }
+        checked += 1;
+    }
+    assert!(checked > 0, "no case begins with {prefix}");
+}
+
+#[test]
+fn linear_matches_f64() {
+    check("linear/");
+}
+
+#[test]
+fn attention_matches_f64() {
+    check("attention/");
+}
+
+#[test]
+fn row_wise_kernels_match_f64() {
+    for prefix in [
+        "activate",
+        "gated",
+        "rms_norm",
+        "layer_norm",
+        "add",
+        "rope",
+        "mul",
+        "scale",
+        "soft",
+        "argmax",
+        "embed",
+        "gather",
+    ] {
+        check(prefix);
+    }
+}
+
+/// A row of a linear layer gives the same bits alone, in any batch and at any place in it, whatever else it is merged
+/// with.
+#[test]
+fn linear_is_batch_invariant() {
+    for cpu in cpus() {
+        for kind in Kind::ALL {
+            for k in [64, 67, 640] {
+                let mut all = Operands::new(Spec::new(kind, 40, k, &[37, 10]));
+                let stride = all.stride();
+                let mut whole = vec![0.0; all.outputs()];
+                all.run(&cpu, 0..40, &mut whole);
+                for rows in [0..1, 7..8, 39..40, 3..5, 1..4, 10..15, 20..27, 9..40] {
+                    let mut part = vec![0.0; rows.len() * stride];
+                    all.run(&cpu, rows.clone(), &mut part);
+                    let same = bits(&part) == bits(&whole[rows.start * stride..rows.end * stride]);
+                    assert!(same, "{} {kind:?} k={k} rows {rows:?}", cpu.isa());
+                }
+                // The same weight rows at another place in a merged weight.
+                let first = all.weights[0][0].clone();
+                let mut single = Operands::new(Spec::new(kind, 40, k, &[37]));
+                single.weights[0][0] = first;
+                single.x.clone_from(&all.x);
+                let mut alone = vec![0.0; single.outputs()];
+                single.run(&cpu, 0..40, &mut alone);
+                for row in 0..40 {
+                    let (a, b) = (
+                        &alone[row * single.stride()..][..37],
+                        &whole[row * stride..][..37],
+                    );
+                    assert_eq!(bits(a), bits(b), "{} {kind:?} k={k} row {row}", cpu.isa());
+                }
+            }
+        }
+    }
+}
+
+fn attention_specs() -> Vec<AttentionSpec> {
+    let base = AttentionSpec::new(&[(150, 150), (77, 77)], 4, 2, 32, 24);
+    vec![
+        base.clone(),
+        AttentionSpec {
+            bf16: true,
+            ..base.clone()
+        },
+        AttentionSpec {
+            window: Some(37),
+            alibi: true,
+            sinks: true,
+            ..base.clone()
+        },
+        AttentionSpec {
+            heads: 3,
+            shape: kernels::cpu::KvShape {
+                kv_heads: 3,
+                ..base.shape
+            },
+            softcap: Some(2.0),
+            ..base
+        },
+    ]
+}
+
+/// Attention for a position gives the same bits whole, in chunks, token by token, next to another sequence or alone,
+/// and in whichever physical blocks its keys lie.
+#[test]
+fn attention_is_batch_invariant() {
+    for cpu in cpus() {
+        for spec in attention_specs() {
+            let width = spec.heads * spec.shape.value_dim;
+            let mut paged = Paged::new(spec.clone(), 1);
+            paged.write_all(&cpu);
+            let mut whole = vec![0.0; paged.outputs()];
+            paged.attend(&cpu, &paged.parts(), 0, &mut whole);
+
+            let mut moved = Paged::new(spec.clone(), 2);
+            moved.write_all(&cpu);
+            let mut elsewhere = vec![0.0; moved.outputs()];
+            moved.attend(&cpu, &moved.parts(), 0, &mut elsewhere);
+            assert_eq!(
+                bits(&whole),
+                bits(&elsewhere),
+                "{} {spec:?}: depends on blocks",
+                cpu.isa()
+            );
+
+            // In chunks of every size, the cache filled only as far as computed, blocks freed behind the window.
+            for chunk in [1, 5, 16, 64, 100] {
+                let mut fresh = Paged::new(spec.clone(), 3);
+                let mut from = 0;
+                while from < 150 {
+                    let to = (from + chunk).min(150);
+                    fresh.write(&cpu, 0, from, to);
+                    fresh.free_before(0, from);
+                    let mut out = vec![0.0; (to - from) * width];
+                    fresh.attend(&cpu, &[(0, from, to)], 0, &mut out);
+                    assert_eq!(
+                        bits(&out),
+                        bits(&whole[from * width..to * width]),
+                        "{} {spec:?} {from}..{to}",
+                        cpu.isa()
+                    );
+                    from = to;
+                }
+            }
+            // One token of each sequence in a step.
+            let mut out = vec![0.0; 2 * width];
+            paged.attend(&cpu, &[(1, 70, 71), (0, 140, 141)], 7, &mut out);
+            assert_eq!(
+                bits(&out[..width]),
+                bits(&whole[(150 + 70) * width..][..width])
+            );
+            assert_eq!(bits(&out[width..]), bits(&whole[140 * width..][..width]));
+        }
+    }
+}

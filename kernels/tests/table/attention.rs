@@ -1,0 +1,424 @@
+//! Attention through a paged cache: grouped heads, windows, caps, sinks, slopes, odd sizes, both cache dtypes.
+
+use half::bf16;
+use kernels::cpu::{
+    AttentionParams, BLOCK, Cpu, KvCache, KvCacheMut, KvMut, KvRef, KvShape, NO_BLOCK, Rows,
+    RowsMut, SeqSpan, attention, write_kv,
+};
+
+use super::{Case, Expected, Random};
+
+/// One attention call: for each sequence how many positions there are and how many of the last are computed.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub seqs: Vec<(usize, usize)>,
+    pub heads: usize,
+    pub shape: KvShape,
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
+    pub sinks: bool,
+    pub alibi: bool,
+    pub bf16: bool,
+}
+
+impl Spec {
+    pub fn new(
+        seqs: &[(usize, usize)],
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        value_dim: usize,
+    ) -> Self {
+        let shape = KvShape {
+            kv_heads,
+            head_dim,
+            value_dim,
+        };
+        Spec {
+            seqs: seqs.into(),
+            heads,
+            shape,
+            window: None,
+            softcap: None,
+            sinks: false,
+            alibi: false,
+            bf16: false,
+        }
+    }
+}
+
+/// Tensors of whole sequences: q, k, v of every position.
+pub struct Sequence {
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+}
+
+/// A cache with sequences in it.
+pub struct Paged {
+    pub spec: Spec,
+    pub sequences: Vec<Sequence>,
+    pub sinks: Vec<f32>,
+    pub slopes: Vec<f32>,
+    pub tables: Vec<Vec<u32>>,
+    k: Cache,
+    v: Cache,
+}
+
+enum Cache {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Cache {
+    fn new(n: usize, half: bool) -> Self {
+        // Stale blocks may hold anything: no NaN may leak from a position that is not visible.
+        if half {
+            Cache::Bf16(vec![bf16::NAN; n])
+        } else {
+            Cache::F32(vec![f32::NAN; n])
+        }
+    }
+    fn view(&self) -> KvRef<'_> {
+        match self {
+            Cache::F32(x) => KvRef::F32(x),
+            Cache::Bf16(x) => KvRef::Bf16(x),
+        }
+    }
+    fn view_mut(&mut self) -> KvMut<'_> {
+        match self {
+            Cache::F32(x) => KvMut::F32(x),
+            Cache::Bf16(x) => KvMut::Bf16(x),
+        }
+    }
+}
+
+impl Paged {
+    /// `seed` decides which physical blocks are used, and nothing else.
+    pub fn new(spec: Spec, seed: u64) -> Self {
+        let mut random = Random(3);
+        let shape = spec.shape;
+        let sequences: Vec<_> = spec
+            .seqs
+            .iter()
+            .map(|&(length, _)| Sequence {
+                q: random.vec(length * spec.heads * shape.head_dim),
+                k: random.vec(length * shape.kv_heads * shape.head_dim),
+                v: random.vec(length * shape.kv_heads * shape.value_dim),
+            })
+            .collect();
+        let needed: usize = spec.seqs.iter().map(|s| s.0.div_ceil(BLOCK)).sum();
+        let blocks = needed + 3;
+        let mut ids = Random(seed).permutation(blocks).into_iter();
+        let tables = spec
+            .seqs
+            .iter()
+            .map(|s| ids.by_ref().take(s.0.div_ceil(BLOCK)).collect())
+            .collect();
+        let k = Cache::new(blocks * shape.k_block(), spec.bf16);
+        let v = Cache::new(blocks * shape.v_block(), spec.bf16);
+        let sinks = random.vec(spec.heads);
+        let slopes = (1..=spec.heads)
+            .map(|h| 0.5f32.powf(8.0 * h as f32 / spec.heads as f32))
+            .collect();
+        Paged {
+            spec,
+            sequences,
+            sinks,
+            slopes,
+            tables,
+            k,
+            v,
+        }
+    }
+
+    /// Writes positions `from..to` of one sequence.
+    pub fn write(&mut self, cpu: &Cpu, sequence: usize, from: usize, to: usize) {
+        let shape = self.spec.shape;
+        let (k_cols, v_cols) = (
+            shape.kv_heads * shape.head_dim,
+            shape.kv_heads * shape.value_dim,
+        );
+        let tensors = &self.sequences[sequence];
+        let k = Rows::dense(&tensors.k[from * k_cols..], to - from, k_cols);
+        let v = Rows::dense(&tensors.v[from * v_cols..], to - from, v_cols);
+        let span = SeqSpan {
+            first_row: 0,
+            rows: to - from,
+            first_position: from,
+            blocks: &self.tables[sequence],
+        };
+        let cache = KvCacheMut {
+            shape,
+            k: self.k.view_mut(),
+            v: self.v.view_mut(),
+        };
+        write_kv(cpu, k, v, &[span], cache).unwrap();
+    }
+
+    pub fn write_all(&mut self, cpu: &Cpu) {
+        for sequence in 0..self.sequences.len() {
+            self.write(cpu, sequence, 0, self.spec.seqs[sequence].0);
+        }
+    }
+
+    /// Forgets blocks that no position from `position` on sees.
+    pub fn free_before(&mut self, sequence: usize, position: usize) {
+        if let Some(window) = self.spec.window {
+            let first = (position + 1).saturating_sub(window) / BLOCK;
+            self.tables[sequence][..first].fill(NO_BLOCK);
+        }
+    }
+
+    pub fn params(&self) -> AttentionParams<'_> {
+        AttentionParams {
+            heads: self.spec.heads,
+            scale: 0.3,
+            window: self.spec.window,
+            softcap: self.spec.softcap,
+            sinks: self.spec.sinks.then_some(&self.sinks),
+            alibi_slopes: self.spec.alibi.then_some(&self.slopes),
+        }
+    }
+
+    /// Attention for `(sequence, from, to)` parts, laid end to end. `padding` elements after each row of q.
+    pub fn attend(
+        &self,
+        cpu: &Cpu,
+        parts: &[(usize, usize, usize)],
+        padding: usize,
+        out: &mut [f32],
+    ) {
+        let shape = self.spec.shape;
+        let cols = self.spec.heads * shape.head_dim;
+        let mut q = Vec::new();
+        let mut spans = Vec::new();
+        let mut row = 0;
+        for &(sequence, from, to) in parts {
+            for position in from..to {
+                q.extend_from_slice(&self.sequences[sequence].q[position * cols..][..cols]);
+                q.extend(std::iter::repeat_n(f32::NAN, padding));
+            }
+            let blocks = &self.tables[sequence];
+            spans.push(SeqSpan {
+                first_row: row,
+                rows: to - from,
+                first_position: from,
+                blocks,
+            });
+            row += to - from;
+        }
+        let q = Rows::strided(&q, row, cols, cols + padding);
+        let out = RowsMut::dense(out, row, self.spec.heads * shape.value_dim);
+        let cache = KvCache {
+            shape,
+            k: self.k.view(),
+            v: self.v.view(),
+        };
+        attention(cpu, &self.params(), q, cache, &spans, out).unwrap();
+    }
+
+    /// The parts that the spec asks for.
+    pub fn parts(&self) -> Vec<(usize, usize, usize)> {
+        self.spec
+            .seqs
+            .iter()
+            .enumerate()
+            .map(|(i, &(length, rows))| (i, length - rows, length))
+            .collect()
+    }
+
+    pub fn outputs(&self) -> usize {
+        self.spec.seqs.iter().map(|s| s.1).sum::<usize>()
+            * self.spec.heads
+            * self.spec.shape.value_dim
+    }
+
+    pub fn reference(&self) -> Vec<Expected> {
+        let spec = &self.spec;
+        let stored = |x: f32| {
+            if spec.bf16 {
+                bf16::from_f32(x).to_f64()
+            } else {
+                x.into()
+            }
+        };
+        let KvShape {
+            kv_heads,
+            head_dim,
+            value_dim,
+        } = spec.shape;
+        let mut out = Vec::new();
+        for (sequence, from, to) in self.parts() {
+            let t = &self.sequences[sequence];
+            for p in from..to {
+                for head in 0..spec.heads {
+                    let kv = head / (spec.heads / kv_heads);
+                    let first = spec.window.map_or(0, |w| (p + 1).saturating_sub(w));
+                    let scores: Vec<f64> = (first..=p)
+                        .map(|j| {
+                            let q = &t.q[(p * spec.heads + head) * head_dim..][..head_dim];
+                            let k = &t.k[(j * kv_heads + kv) * head_dim..][..head_dim];
+                            let mut s: f64 = q
+                                .iter()
+                                .zip(k)
+                                .map(|(&q, &k)| f64::from(q) * stored(k))
+                                .sum();
+                            s *= f64::from(0.3f32);
+                            if let Some(cap) = spec.softcap {
+                                s = f64::from(cap) * (s / f64::from(cap)).tanh();
+                            }
+                            if spec.alibi {
+                                s += f64::from(self.slopes[head]) * (j as f64 - p as f64);
+                            }
+                            s
+                        })
+                        .collect();
+                    let sink = if spec.sinks {
+                        self.sinks[head].into()
+                    } else {
+                        f64::NEG_INFINITY
+                    };
+                    let max = scores.iter().copied().fold(sink, f64::max);
+                    let sum: f64 =
+                        scores.iter().map(|s| (s - max).exp()).sum::<f64>() + (sink - max).exp();
+                    for d in 0..value_dim {
+                        let value = scores
+                            .iter()
+                            .zip(first..)
+                            .map(|(s, j)| {
+                                (s - max).exp() / sum
+                                    * stored(t.v[(j * kv_heads + kv) * value_dim + d])
+                            })
+                            .sum();
+                        out.push(Expected { value, scale: 1.0 });
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+fn case(spec: Spec) -> Case {
+    let KvShape {
+        kv_heads,
+        head_dim,
+        value_dim,
+    } = spec.shape;
+    let name = format!(
+        "attention/{}/{:?}/h{}/kv{kv_heads}/d{head_dim}/v{value_dim}/w{:?}/cap{:?}/sinks{}/alibi{}",
+        if spec.bf16 { "bf16" } else { "f32" },
+        spec.seqs,
+        spec.heads,
+        spec.window,
+        spec.softcap,
+        spec.sinks,
+        spec.alibi
+    );
+    let pairs: f64 = spec
+        .seqs
+        .iter()
+        .map(|&(l, r)| (r * (2 * l - r + 1)) as f64 / 2.0)
+        .sum();
+    let keys: f64 = spec.seqs.iter().map(|s| s.0 as f64).sum();
+    let paged = std::rc::Rc::new(std::cell::RefCell::new(Paged::new(spec.clone(), 5)));
+    paged.borrow_mut().write_all(&Cpu::new(1).unwrap());
+    for (sequence, from, _) in paged.borrow().parts() {
+        let _ = (sequence, from);
+    }
+    let parts = paged.borrow().parts();
+    for &(sequence, from, _) in &parts {
+        paged.borrow_mut().free_before(sequence, from);
+    }
+    let outputs = paged.borrow().outputs();
+    let for_reference = paged.clone();
+    Case {
+        name: name.replace(' ', ""),
+        tolerance: 2e-6,
+        flops: 2.0 * pairs * (spec.heads * (head_dim + value_dim)) as f64,
+        bytes: keys * (kv_heads * (head_dim + value_dim) * if spec.bf16 { 2 } else { 4 }) as f64,
+        outputs,
+        run: Box::new(move |cpu, out| paged.borrow().attend(cpu, &parts, 3, out)),
+        reference: Box::new(move || for_reference.borrow().reference()),
+    }
+}
+
+pub fn test_cases() -> Vec<Case> {
+    let mut specs = Vec::new();
+    for half in [false, true] {
+        let mut add = |spec: Spec| specs.push(Spec { bf16: half, ..spec });
+        add(Spec::new(&[(1, 1)], 1, 1, 16, 16));
+        add(Spec::new(&[(100, 1), (17, 17), (64, 3)], 4, 2, 64, 64));
+        add(Spec::new(&[(150, 70)], 8, 1, 32, 48));
+        add(Spec::new(&[(65, 65)], 3, 3, 20, 7));
+        add(Spec::new(&[(33, 33), (200, 1)], 6, 2, 1, 1));
+        add(Spec::new(&[(130, 5)], 20, 1, 128, 128));
+        add(Spec::new(&[(70, 30)], 34, 2, 24, 33));
+        add(Spec {
+            window: Some(1),
+            ..Spec::new(&[(40, 40)], 2, 2, 16, 16)
+        });
+        add(Spec {
+            window: Some(20),
+            ..Spec::new(&[(150, 90), (300, 1)], 4, 2, 16, 16)
+        });
+        add(Spec {
+            window: Some(64),
+            ..Spec::new(&[(150, 90), (300, 1)], 4, 1, 16, 80)
+        });
+        add(Spec {
+            window: Some(1000),
+            ..Spec::new(&[(150, 90)], 4, 1, 16, 80)
+        });
+        add(Spec {
+            softcap: Some(1.5),
+            ..Spec::new(&[(90, 40)], 4, 2, 32, 32)
+        });
+        add(Spec {
+            sinks: true,
+            ..Spec::new(&[(90, 40)], 8, 2, 32, 32)
+        });
+        add(Spec {
+            alibi: true,
+            ..Spec::new(&[(190, 140)], 4, 4, 32, 32)
+        });
+        let all = Spec::new(&[(99, 50), (120, 1)], 8, 2, 32, 32);
+        add(Spec {
+            alibi: true,
+            sinks: true,
+            softcap: Some(3.0),
+            window: Some(33),
+            ..all
+        });
+        add(Spec::new(&[], 4, 2, 16, 16));
+    }
+    specs.into_iter().map(case).collect()
+}
+
+pub fn bench_cases() -> Vec<Case> {
+    let mut specs = Vec::new();
+    for half in [false, true] {
+        for seqs in [
+            vec![(1024, 1)],
+            vec![(8192, 1)],
+            vec![(1024, 1); 16],
+            vec![(512, 512)],
+            vec![(4096, 256)],
+        ] {
+            specs.push(Spec {
+                bf16: half,
+                ..Spec::new(&seqs, 32, 8, 64, 64)
+            });
+        }
+        specs.push(Spec {
+            bf16: half,
+            ..Spec::new(&[(1024, 1)], 16, 16, 128, 128)
+        });
+        specs.push(Spec {
+            bf16: half,
+            ..Spec::new(&[(512, 512)], 12, 12, 64, 64)
+        });
+    }
+    specs.into_iter().map(case).collect()
+}
