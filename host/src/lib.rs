@@ -8,4 +8,5 @@ pub mod exec;
 pub mod graph;
 pub mod hub;
 pub mod llm;
+pub mod server;
 pub mod text;
