@@ -1,68 +1,101 @@
-//! Temporary stand-in until branch `hubtext` lands: the names that `llm` uses, with no behaviour of their own.
+//! Between text and token ids: tokenizer, streaming detokeniser, chat templates, generation defaults.
+//!
+//! Everything is read from the model's folder (`tokenizer.json`, `tokenizer_config.json`, `chat_template*`,
+//! `generation_config.json`). Nothing here knows requests, sampling or HTTP, and nothing touches the network. The callers
+//! are `llm` (which streams tokens through a [`Detokenizer`]) and, through it, the server.
 
-use std::sync::Arc;
+mod chat;
+mod detok;
+mod generation_config;
+mod pyjson;
+mod strftime;
+mod tokenizer;
+mod tokenizer_config;
 
-/// Why text could not be handled.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct TextError(pub String);
+#[cfg(test)]
+mod chat_tests;
+#[cfg(test)]
+mod test_tokenizers;
 
-/// Temporary: one byte, one token.
-#[derive(Debug, Default)]
-pub struct Tokenizer;
+pub use chat::ChatTemplate;
+pub use detok::Detokenizer;
+pub use generation_config::GenerationConfig;
+pub use tokenizer::Tokenizer;
 
-impl Tokenizer {
-    /// Bytes as ids.
-    pub fn encode(&self, text: &str, _add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        Ok(text.bytes().map(u32::from).collect())
-    }
+use std::path::{Path, PathBuf};
 
-    /// Ids as text.
-    pub fn decode(&self, ids: &[u32], _skip_special_tokens: bool) -> Result<String, TextError> {
-        Ok(ids.iter().map(|&id| char::from(id as u8)).collect())
+/// What can go wrong with a model's text files, or with the text given to them.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// A file could not be read.
+    #[error("{}: {message}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        message: String,
+    },
+    /// A file does not hold what it must.
+    #[error("{file}: {message}")]
+    Invalid {
+        /// The file's name.
+        file: String,
+        /// What is wrong, with the field's name.
+        message: String,
+    },
+    /// The tokenizer failed on a text or on ids.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template is wrong, or does not cope with the messages.
+    #[error("chat template \"{template}\"{}: {message}", line.map(|l| format!(", line {l}")).unwrap_or_default())]
+    Template {
+        /// The template's name: `default` unless the model has several.
+        template: String,
+        /// The line in the template.
+        line: Option<usize>,
+        /// What happened.
+        message: String,
+    },
+    /// The chat template itself refuses the messages (it called `raise_exception`).
+    #[error("the model's chat template refuses these messages: {0}")]
+    Refused(String),
+    /// The model has several chat templates, and none that fits.
+    #[error(
+        "the model has no default chat template, only: {0}; give one of its own with --chat-template"
+    )]
+    NoDefaultTemplate(String),
+}
+
+impl TextError {
+    fn invalid(file: &str, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            file: file.into(),
+            message: message.into(),
+        }
     }
 }
 
-/// Temporary.
-#[derive(Debug)]
-pub struct Detokenizer(Arc<Tokenizer>);
-
-impl Detokenizer {
-    /// Starts after `prompt_tail`.
-    pub fn new(
-        tokenizer: &Arc<Tokenizer>,
-        _skip_special_tokens: bool,
-        _prompt_tail: &[u32],
-    ) -> Self {
-        Self(Arc::clone(tokenizer))
-    }
-
-    /// Text completed by `id`.
-    pub fn push(&mut self, id: u32) -> Result<String, TextError> {
-        self.0.decode(&[id], true)
-    }
-
-    /// What was held back.
-    pub fn finish(&mut self) -> Result<String, TextError> {
-        Ok(String::new())
+/// The file's bytes; `None` if there is no such file.
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(TextError::Io {
+            path: path.into(),
+            message: e.to_string(),
+        }),
     }
 }
 
-/// Defaults that a model ships.
-#[derive(Debug, Clone, Default)]
-pub struct GenerationConfig {
-    /// Tokens that end a generation.
-    pub eos_token_ids: Vec<u32>,
-    /// Default temperature.
-    pub temperature: Option<f32>,
-    /// Default top_p.
-    pub top_p: Option<f32>,
-    /// Default top_k.
-    pub top_k: Option<usize>,
-    /// Default min_p.
-    pub min_p: Option<f32>,
-    /// Default repetition penalty.
-    pub repetition_penalty: Option<f32>,
-    /// Default max_tokens.
-    pub max_new_tokens: Option<usize>,
+/// The file as text; `None` if there is no such file.
+fn read_optional_text(path: &Path) -> Result<Option<String>, TextError> {
+    let Some(bytes) = read_optional(path)? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|_| TextError::Io {
+        path: path.into(),
+        message: "is not UTF-8 text".into(),
+    })
 }
