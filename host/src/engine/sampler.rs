@@ -211,15 +211,15 @@ impl Sampler {
 
 /// Minus infinity excludes a token; anything else that is not a number is an error.
 fn check_finite(logits: &[f32]) -> Result<(), SampleError> {
-    // NaN and +inf both fail the comparison; without an early exit this is a few vector instructions.
-    if logits
-        .iter()
-        .fold(true, |fine, &logit| fine & (logit < f32::INFINITY))
-    {
+    // False for NaN too. No early exit, so that the loop is a few vector instructions.
+    let fine = |logit: f32| logit < f32::INFINITY;
+    if logits.iter().fold(true, |all, &logit| all & fine(logit)) {
         return Ok(());
     }
-    let bad = logits.iter().position(|&logit| !(logit < f32::INFINITY));
-    let token = bad.unwrap_or_default();
+    let token = logits
+        .iter()
+        .position(|&logit| !fine(logit))
+        .unwrap_or_default();
     Err(SampleError::NotFinite {
         token,
         value: logits[token],

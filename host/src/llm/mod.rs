@@ -20,9 +20,6 @@ use output::{Choice, ChoiceSetup};
 use crate::engine::{EngineHandle, EngineRequest, SamplingParams, SubmitError, TokenLogprobs};
 use crate::text::{Detokenizer, GenerationConfig, TextError, Tokenizer};
 
-/// Tokens of the prompt that the detokeniser sees: enough for any character and its spacing.
-const PROMPT_TAIL: usize = 8;
-
 /// Why a request was refused or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LlmError {
@@ -65,17 +62,24 @@ pub enum LlmError {
 }
 
 /// A model that generates. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Llm {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     engine: EngineHandle,
     tokenizer: Option<Arc<Tokenizer>>,
     info: ModelInfo,
     generation_config: GenerationConfig,
+}
+
+impl std::fmt::Debug for Llm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Llm")
+            .field("info", &self.inner.info)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The whole answer to one prompt.
@@ -133,12 +137,10 @@ impl Llm {
         let config = &self.inner.generation_config;
         let base = RequestParams::default();
         RequestParams {
-            max_tokens: config.max_new_tokens,
+            max_tokens: config.max_new_tokens.map(|count| count as usize),
             temperature: config.temperature.unwrap_or(base.temperature),
             top_p: config.top_p.unwrap_or(base.top_p),
-            top_k: config
-                .top_k
-                .map_or(base.top_k, |top_k| i64::try_from(top_k).unwrap_or(0)),
+            top_k: config.top_k.map_or(base.top_k, i64::from),
             min_p: config.min_p.unwrap_or(base.min_p),
             repetition_penalty: config.repetition_penalty.unwrap_or(base.repetition_penalty),
             ..base
@@ -262,7 +264,6 @@ impl Llm {
             });
         }
         let bad_words = self.bad_words(&params.bad_words)?;
-        let tail = &prompt[prompt.len().saturating_sub(PROMPT_TAIL)..];
         let eos = &generation_config.eos_token_ids;
         let sampling = |index| params.sampling(index, prompt.len(), &bad_words, eos, engine);
         let all: Vec<SamplingParams> = (0..params.n).map(sampling).collect();
@@ -273,7 +274,8 @@ impl Llm {
             arrival,
         };
         let streams = engine.submit_all(all.iter().map(request).collect())?;
-        let detokenizer = |it| Detokenizer::new(it, params.skip_special_tokens, tail);
+        let detokenizer =
+            |it: &Arc<Tokenizer>| Detokenizer::new(it, params.skip_special_tokens, &prompt);
         let setup = |(index, (events, sampling))| ChoiceSetup {
             index,
             events,

@@ -57,7 +57,6 @@ pub struct Output {
 }
 
 /// One of `n`.
-#[derive(Debug)]
 pub(super) struct Choice {
     index: usize,
     /// None once it ended, which tells the engine to stop.
@@ -76,7 +75,6 @@ pub(super) struct Choice {
 }
 
 /// What a choice needs to know of its request.
-#[derive(Debug)]
 pub(super) struct ChoiceSetup {
     pub(super) index: usize,
     pub(super) events: EventStream,
@@ -234,12 +232,21 @@ impl Choice {
 }
 
 /// The answer to a [`super::GenerateRequest`] as it comes. Dropping it aborts all choices.
-#[derive(Debug)]
 pub struct Generation {
     prompt: Vec<u32>,
     choices: Vec<Choice>,
     /// Where to look first, so that no choice is kept waiting by the others.
     turn: usize,
+}
+
+impl std::fmt::Debug for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (prompt_tokens, choices) = (self.prompt.len(), self.choices.len());
+        f.debug_struct("Generation")
+            .field("prompt_tokens", &prompt_tokens)
+            .field("choices", &choices)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Generation {

@@ -94,7 +94,7 @@ fn alone(requests: &[EngineRequest], options: &SimOptions) -> Vec<Vec<String>> {
 #[test]
 fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
     let (mut preemptions, mut hits, mut tokens) = (0, 0, 0);
-    for seed in 0..60 {
+    for seed in 0..40 {
         let mut random = Random(seed * 77_777);
         let window = random.chance(30).then(|| random.range(1, 40));
         let kind = [
@@ -153,7 +153,7 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
     }
     // The test is worth nothing if these never happen.
     assert!(
-        preemptions > 200 && hits > 5000 && tokens > 50_000,
+        preemptions > 130 && hits > 2000 && tokens > 40_000,
         "{preemptions} {hits} {tokens}"
     );
 }

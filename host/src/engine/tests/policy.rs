@@ -137,6 +137,7 @@ impl World {
         let rows: usize = running.iter().map(|seq| seq.logit_positions().len()).sum();
         assert!(rows <= running.len() + MAX_PROMPT_ROWS, "{rows} rows");
         for seq in running {
+            assert!(seq.prompt_rows.is_none() || seq.output_len() == 0);
             assert!(
                 seq.step_end() <= seq.blocks.len() * BLOCK_SIZE,
                 "no block for a token"
@@ -178,7 +179,7 @@ impl World {
 #[test]
 fn nothing_leaks_starves_or_exceeds_its_limits() {
     let (mut preemptions, mut hits, mut jobs) = (0, 0, 0);
-    for seed in 0..400 {
+    for seed in 0..300 {
         let mut world = World::new(seed);
         for _ in 0..100 {
             if world.random.chance(40) && world.jobs.len() < 30 {
@@ -214,7 +215,7 @@ fn nothing_leaks_starves_or_exceeds_its_limits() {
     }
     // The test is worth nothing if these never happen.
     assert!(
-        jobs > 5000 && preemptions > 500 && hits > 5000,
+        jobs > 5000 && preemptions > 400 && hits > 5000,
         "{jobs} jobs, {preemptions} preemptions, {hits} hits"
     );
 }
