@@ -166,10 +166,11 @@ impl Tracker {
         }
     }
 
-    /// The engine failed on it.
+    /// The engine failed on the request; counts unless the choice was complete already.
     pub(crate) fn fail(&mut self) {
-        self.ended = true;
-        self.state.metrics.ended("error");
+        if !std::mem::replace(&mut self.ended, true) {
+            self.state.metrics.ended("error");
+        }
     }
 }
 

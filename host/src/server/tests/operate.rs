@@ -248,6 +248,8 @@ async fn an_engine_that_fails_says_so_in_mid_stream() {
         // A failed step costs the requests in it; a panic costs the engine, and health says so.
         let healthy = server.get("/health").await.status == 200;
         assert_eq!(healthy, trouble == Trouble::Error);
+        let metrics = server.get("/metrics").await.text();
+        assert_eq!(sample(&metrics, "vllm:request_success_total", "finished_reason=\"error\""), 1.0);
         let reply = server.post(PATH, json!({"prompt": "a", "max_tokens": 1})).await;
         assert_eq!(reply.status, if healthy { 200 } else { 503 }, "{}", reply.text());
     }

@@ -185,6 +185,19 @@ async fn bodies_that_are_too_large() {
 }
 
 #[tokio::test]
+async fn a_client_that_waits_for_100_continue_is_refused_before_it_sends() {
+    let server = Server::start().await;
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         expect: 100-continue\r\ncontent-length: 10000000\r\n\r\n"
+    );
+    let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut socket, head.as_bytes()).await.unwrap();
+    let reply = tokio::time::timeout(Duration::from_secs(2), http::read(socket)).await.unwrap();
+    assert_eq!(reply.status, 413);
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come() {
     let config = ServerConfig { read_timeout: Duration::from_millis(300), ..ServerConfig::default() };
     let server = Setup { config, ..Setup::default() }.start().await;
