@@ -11,7 +11,7 @@
 use serde_json::Value as Json;
 
 use crate::builder::Builder;
-use crate::config::{Fields, MAX_SIZE};
+use crate::config::{Fields, MAX_HEAD_DIM, MAX_SIZE};
 use crate::dim::Dim;
 use crate::model::Value;
 use crate::op::Op;
@@ -220,6 +220,10 @@ impl<'a> Reader<'a> {
         };
         let theta = in_either("rope_theta")?.unwrap_or(model.default_theta);
         let partial = in_either("partial_rotary_factor")?.unwrap_or(1.0);
+        if model.head_dim > MAX_HEAD_DIM {
+            let message = format!("config.json: heads of size {}, the limit is {MAX_HEAD_DIM}", model.head_dim);
+            return Err(BuildError::new(message));
+        }
         let holder = if rope.has("partial_rotary_factor") { &rope } else { &top };
         if partial > 1.0 {
             return Err(holder.wrong("partial_rotary_factor", "it must be above 0 and at most 1"));
@@ -260,7 +264,7 @@ impl<'a> Reader<'a> {
             }
         };
         if !(1.0..=(1u64 << 40) as f64).contains(&context) {
-            return Err(self.rope.wrong("factor", format!("it gives a context of {context} tokens")));
+            return Err(self.rope.wrong("factor", "it gives a context of less than 1 or more than 2^40 tokens"));
         }
         Ok(RopeConfig { frequencies, attention_factor: attention_factor as f32, context_length: context as u64 })
     }

@@ -164,10 +164,7 @@ pub fn entries() -> Vec<Entry> {
         .flatten()
         .flatten()
         .filter(|item| item.path().join("weights.json").is_file())
-        .map(|item| Entry {
-            name: item.file_name().to_string_lossy().into_owned(),
-            dir: item.path(),
-        })
+        .map(|item| Entry { name: item.file_name().to_string_lossy().into_owned(), dir: item.path() })
         .collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found
@@ -190,6 +187,12 @@ impl Entry {
     /// `config.json`, parsed.
     pub fn config(&self) -> Result<Value, ZooError> {
         read_json(&self.dir.join("config.json"))
+    }
+
+    /// Name, dtype and shape of every tensor of the checkpoint.
+    pub fn tensors(&self) -> Result<Vec<(String, String, Vec<usize>)>, ZooError> {
+        let recipe: Recipe = read_json(&self.dir.join("weights.json"))?;
+        Ok(recipe.files.into_values().flatten().map(|t| (t.name, t.dtype, t.shape)).collect())
     }
 
     /// Writes the checkpoint into the folder `out/<name>` (made if need be) and returns that folder.
@@ -218,54 +221,30 @@ impl Entry {
     }
 
     /// Makes one safetensors file, checks it against the recipe, writes it; returns the bytes of its tensors.
-    fn write_file(
-        &self,
-        recipe: &Recipe,
-        file: &str,
-        tensors: &[Tensor],
-        path: &Path,
-    ) -> Result<usize, ZooError> {
+    fn write_file(&self, recipe: &Recipe, file: &str, tensors: &[Tensor], path: &Path) -> Result<usize, ZooError> {
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!({"format": "pt"}));
         let mut body = Vec::new();
         for tensor in tensors {
             let begin = body.len();
-            tensor
-                .append(&recipe.model, &recipe.salt, &mut body)
-                .map_err(|message| ZooError::Tensor {
-                    entry: self.name.clone(),
-                    tensor: tensor.name.clone(),
-                    message,
-                })?;
+            tensor.append(&recipe.model, &recipe.salt, &mut body).map_err(|message| ZooError::Tensor {
+                entry: self.name.clone(),
+                tensor: tensor.name.clone(),
+                message,
+            })?;
             let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, body.len()]});
             header.insert(tensor.name.clone(), entry);
         }
         let found = format!("{:08x}", crc32fast::hash(&body));
         // A file without a checksum in the recipe is as suspect as one with the wrong checksum.
-        let expected = recipe
-            .crc32
-            .get(file)
-            .cloned()
-            .unwrap_or_else(|| "nothing".into());
+        let expected = recipe.crc32.get(file).cloned().unwrap_or_else(|| "nothing".into());
         if found != expected {
-            return Err(ZooError::Checksum {
-                entry: self.name.clone(),
-                file: file.into(),
-                found,
-                expected,
-            });
+            return Err(ZooError::Checksum { entry: self.name.clone(), file: file.into(), found, expected });
         }
         let mut head = Value::Object(header).to_string();
-        head.extend(std::iter::repeat_n(
-            ' ',
-            head.len().next_multiple_of(8) - head.len(),
-        ));
+        head.extend(std::iter::repeat_n(' ', head.len().next_multiple_of(8) - head.len()));
         let mut out = fs::File::create(path).map_err(io_error(path))?;
-        for part in [
-            &(head.len() as u64).to_le_bytes()[..],
-            head.as_bytes(),
-            &body,
-        ] {
+        for part in [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), &body] {
             out.write_all(part).map_err(io_error(path))?;
         }
         Ok(body.len())
@@ -275,17 +254,12 @@ impl Entry {
 impl Tensor {
     /// Appends the tensor's bytes.
     fn append(&self, model: &str, salt: &str, out: &mut Vec<u8>) -> Result<(), String> {
-        let size =
-            element_size(&self.dtype).ok_or_else(|| format!("unknown dtype \"{}\"", self.dtype))?;
+        let size = element_size(&self.dtype).ok_or_else(|| format!("unknown dtype \"{}\"", self.dtype))?;
         let count: usize = self.shape.iter().product();
         let begin = out.len();
         match &self.fill {
             Fill::Raw { base64 } => {
-                out.extend(
-                    STANDARD
-                        .decode(base64)
-                        .map_err(|e| format!("base64: {e}"))?,
-                );
+                out.extend(STANDARD.decode(base64).map_err(|e| format!("base64: {e}"))?);
             }
             Fill::Const { value } => {
                 for _ in 0..count {
@@ -295,19 +269,12 @@ impl Tensor {
             Fill::Uniform { mean, scale } => {
                 let seed = fnv1a64(format!("{model}/{}{salt}", self.name).as_bytes());
                 for index in 0..count as u64 {
-                    self.push(
-                        f64::from(uniform(seed, index, *mean as f32, *scale as f32)),
-                        out,
-                    )?;
+                    self.push(f64::from(uniform(seed, index, *mean as f32, *scale as f32)), out)?;
                 }
             }
         }
         let (made, wanted) = (out.len() - begin, count * size);
-        if made == wanted {
-            Ok(())
-        } else {
-            Err(format!("{made} bytes instead of {wanted}"))
-        }
+        if made == wanted { Ok(()) } else { Err(format!("{made} bytes instead of {wanted}")) }
     }
 
     /// Appends one element, rounded to float32 first (floats), then to the dtype with ties to even.
@@ -340,9 +307,7 @@ fn uniform(seed: u64, index: u64, mean: f32, scale: f32) -> f32 {
 }
 
 fn fnv1a64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn element_size(dtype: &str) -> Option<usize> {
@@ -357,21 +322,14 @@ fn element_size(dtype: &str) -> Option<usize> {
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ZooError> {
     let text = fs::read(path).map_err(io_error(path))?;
-    serde_json::from_slice(&text).map_err(|source| ZooError::Json {
-        path: path.into(),
-        source,
-    })
+    serde_json::from_slice(&text).map_err(|source| ZooError::Json { path: path.into(), source })
 }
 
 fn check_format(path: &Path, found: &str, expected: &'static str) -> Result<(), ZooError> {
     if found == expected {
         return Ok(());
     }
-    Err(ZooError::Format {
-        path: path.into(),
-        found: found.into(),
-        expected,
-    })
+    Err(ZooError::Format { path: path.into(), found: found.into(), expected })
 }
 
 fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> ZooError {
@@ -392,10 +350,7 @@ mod tests {
             let dir = entry.materialize(out.path()).unwrap();
             assert!(dir.join("config.json").is_file());
             assert!(
-                fs::read_dir(&dir)
-                    .unwrap()
-                    .flatten()
-                    .any(|f| f.path().extension() == Some("safetensors".as_ref()))
+                fs::read_dir(&dir).unwrap().flatten().any(|f| f.path().extension() == Some("safetensors".as_ref()))
             );
         }
     }
@@ -411,9 +366,7 @@ mod tests {
                 assert_eq!(prompt.greedy_ids.len(), 16);
                 assert_eq!(
                     prompt.last_logits.len(),
-                    entry.config().unwrap()["vocab_size"]
-                        .as_u64()
-                        .map_or(256, |v| v as usize)
+                    entry.config().unwrap()["vocab_size"].as_u64().map_or(256, |v| v as usize)
                 );
             }
         }
@@ -423,21 +376,10 @@ mod tests {
     fn a_changed_recipe_misses_its_checksum() {
         let copy = tempfile::tempdir().unwrap();
         let source = entry("llama").unwrap();
-        fs::copy(
-            source.dir.join("config.json"),
-            copy.path().join("config.json"),
-        )
-        .unwrap();
+        fs::copy(source.dir.join("config.json"), copy.path().join("config.json")).unwrap();
         let recipe = fs::read_to_string(source.dir.join("weights.json")).unwrap();
-        fs::write(
-            copy.path().join("weights.json"),
-            recipe.replacen("\"scale\":0.26", "\"scale\":0.27", 1),
-        )
-        .unwrap();
-        let changed = Entry {
-            name: "llama".into(),
-            dir: copy.path().into(),
-        };
+        fs::write(copy.path().join("weights.json"), recipe.replacen("\"scale\":0.26", "\"scale\":0.27", 1)).unwrap();
+        let changed = Entry { name: "llama".into(), dir: copy.path().into() };
         let out = tempfile::tempdir().unwrap();
         let error = changed.materialize(out.path()).unwrap_err();
         assert!(matches!(error, ZooError::Checksum { .. }), "{error}");

@@ -60,19 +60,8 @@ pub struct BlockPool {
 impl BlockPool {
     /// A pool of `count` free blocks.
     pub fn new(count: usize) -> Self {
-        let block = Block {
-            refs: 0,
-            hash: None,
-            prev: NONE,
-            next: NONE,
-        };
-        let mut pool = Self {
-            blocks: vec![block; count],
-            cached: HashMap::new(),
-            head: NONE,
-            tail: NONE,
-            free: 0,
-        };
+        let block = Block { refs: 0, hash: None, prev: NONE, next: NONE };
+        let mut pool = Self { blocks: vec![block; count], cached: HashMap::new(), head: NONE, tail: NONE, free: 0 };
         for id in 0..count as u32 {
             pool.push_back(id);
         }
@@ -122,11 +111,7 @@ impl BlockPool {
         let block = &mut self.blocks[id as usize];
         block.refs -= 1;
         if block.refs == 0 {
-            if block.hash.is_some() {
-                self.push_back(id)
-            } else {
-                self.push_front(id)
-            }
+            if block.hash.is_some() { self.push_back(id) } else { self.push_front(id) }
         }
     }
 
@@ -154,10 +139,7 @@ impl BlockPool {
     /// before are [`FREED`].
     pub fn lookup(&self, hashes: &[BlockHash], window: Option<usize>) -> Vec<BlockId> {
         let Some(_) = window else {
-            return hashes
-                .iter()
-                .map_while(|hash| self.cached.get(hash).copied())
-                .collect();
+            return hashes.iter().map_while(|hash| self.cached.get(hash).copied()).collect();
         };
         // From the right: `end` is the candidate, `table[at..end]` is known to be there.
         let mut table = vec![FREED; hashes.len()];
@@ -230,34 +212,19 @@ impl BlockPool {
         for (id, block) in self.blocks.iter().enumerate() {
             assert_eq!(block.refs, refs[id], "references of block {id}");
             if let Some(hash) = &block.hash {
-                assert_eq!(
-                    self.cached.get(hash),
-                    Some(&(id as u32)),
-                    "hash of block {id}"
-                );
+                assert_eq!(self.cached.get(hash), Some(&(id as u32)), "hash of block {id}");
             }
         }
-        let hashed = self
-            .blocks
-            .iter()
-            .filter(|block| block.hash.is_some())
-            .count();
+        let hashed = self.blocks.iter().filter(|block| block.hash.is_some()).count();
         assert_eq!(hashed, self.cached.len());
         let (mut at, mut prev, mut free) = (self.head, NONE, 0);
         while at != NONE {
-            assert_eq!(
-                refs[at as usize], 0,
-                "block {at} is in the free list and in a table"
-            );
+            assert_eq!(refs[at as usize], 0, "block {at} is in the free list and in a table");
             assert_eq!(self.blocks[at as usize].prev, prev);
             (prev, at, free) = (at, self.blocks[at as usize].next, free + 1);
         }
         assert_eq!((prev, free), (self.tail, self.free));
-        assert_eq!(
-            free,
-            refs.iter().filter(|&&refs| refs == 0).count(),
-            "leaked blocks"
-        );
+        assert_eq!(free, refs.iter().filter(|&&refs| refs == 0).count(), "leaked blocks");
     }
 }
 
@@ -296,11 +263,7 @@ mod tests {
         assert_eq!(pool.lookup(&hashes, None).len(), 3);
         assert_eq!(pool.take(), Some(plain));
         pool.take();
-        assert_eq!(
-            pool.lookup(&hashes, None).len(),
-            2,
-            "the end of the chain is forgotten first"
-        );
+        assert_eq!(pool.lookup(&hashes, None).len(), 2, "the end of the chain is forgotten first");
         // A hit keeps a block from being handed out.
         pool.share(first);
         pool.take();
@@ -312,9 +275,7 @@ mod tests {
     fn one_block_a_hash() {
         let hash = hashes(1)[0];
         let mut pool = BlockPool::new(2);
-        let (Some(a), Some(b)) = (pool.take(), pool.take()) else {
-            panic!("two blocks")
-        };
+        let (Some(a), Some(b)) = (pool.take(), pool.take()) else { panic!("two blocks") };
         pool.remember(a, hash);
         pool.remember(b, hash);
         pool.release(b);
@@ -332,15 +293,9 @@ mod tests {
         }
         assert!(pool.lookup(&hashes, None).is_empty());
         // Going on after block 4 (position 80) with a window of 32 reaches blocks 3 and 4.
-        assert_eq!(
-            pool.lookup(&hashes, Some(32)),
-            [FREED, FREED, FREED, ids[3], ids[4]]
-        );
+        assert_eq!(pool.lookup(&hashes, Some(32)), [FREED, FREED, FREED, ids[3], ids[4]]);
         // A window of 33 reaches block 2 too, one of 64 block 1, which is not there.
-        assert_eq!(
-            pool.lookup(&hashes, Some(33)),
-            [FREED, FREED, ids[2], ids[3], ids[4]]
-        );
+        assert_eq!(pool.lookup(&hashes, Some(33)), [FREED, FREED, ids[2], ids[3], ids[4]]);
         assert!(pool.lookup(&hashes, Some(64)).is_empty());
         pool.remember(ids[0], hashes[0]);
         assert_eq!(pool.lookup(&hashes, Some(64)), [ids[0]]);

@@ -48,20 +48,10 @@ impl EngineConfig {
     }
 
     fn check(&self, spec: &ExecSpec) -> Result<(), EngineError> {
-        let Self {
-            max_num_seqs: seqs,
-            max_num_batched_tokens: tokens,
-            max_model_len,
-            kv_blocks,
-            max_waiting,
-            ..
-        } = *self;
+        let Self { max_num_seqs: seqs, max_num_batched_tokens: tokens, max_model_len, kv_blocks, max_waiting, .. } =
+            *self;
         let fail = |message: String| Err(EngineError::Config(message));
-        for (name, value) in [
-            ("max_num_seqs", seqs),
-            ("max_model_len", max_model_len),
-            ("max_waiting", max_waiting),
-        ] {
+        for (name, value) in [("max_num_seqs", seqs), ("max_model_len", max_model_len), ("max_waiting", max_waiting)] {
             if value == 0 {
                 return fail(format!("{name} is 0; it must be at least 1"));
             }
@@ -73,10 +63,7 @@ impl EngineConfig {
             ));
         }
         if seqs > spec.max_seqs {
-            return fail(format!(
-                "max_num_seqs is {seqs}, but the executor was built for {}",
-                spec.max_seqs
-            ));
+            return fail(format!("max_num_seqs is {seqs}, but the executor was built for {}", spec.max_seqs));
         }
         if tokens > spec.max_tokens {
             return fail(format!(
@@ -107,11 +94,7 @@ impl EngineConfig {
             max_num_batched_tokens: self.max_num_batched_tokens,
             kv_blocks: self.kv_blocks,
             window: spec.window,
-            prefix_cache: if self.enable_prefix_caching {
-                spec.prefix_cache
-            } else {
-                PrefixCaching::Unsupported
-            },
+            prefix_cache: if self.enable_prefix_caching { spec.prefix_cache } else { PrefixCaching::Unsupported },
         }
     }
 }
@@ -134,9 +117,7 @@ pub enum EngineError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// `max_waiting` requests wait already.
-    #[error(
-        "the queue is full: {limit} requests wait already; try again later, or raise --max-waiting"
-    )]
+    #[error("the queue is full: {limit} requests wait already; try again later, or raise --max-waiting")]
     QueueFull {
         /// The bound.
         limit: usize,
@@ -210,10 +191,7 @@ pub struct Engine;
 impl Engine {
     /// Allocates the KV cache and starts the thread. It ends after [`EngineHandle::shutdown`], after
     /// [`EngineHandle::drain`] when all is done, and when every handle is gone and all is done.
-    pub fn start(
-        mut executor: Box<dyn Executor>,
-        config: EngineConfig,
-    ) -> Result<EngineHandle, EngineError> {
+    pub fn start(mut executor: Box<dyn Executor>, config: EngineConfig) -> Result<EngineHandle, EngineError> {
         let spec = executor.spec().clone();
         config.check(&spec)?;
         executor.allocate_cache(config.kv_blocks)?;
@@ -222,18 +200,8 @@ impl Engine {
         let (commands, receiver) = sync_channel(config.max_waiting + 4);
         let limits = config.limits(&spec);
         let core = Core::new(executor, limits.clone(), Arc::clone(&shared));
-        std::thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || step::run(core, receiver))?;
-        Ok(EngineHandle {
-            inner: Arc::new(Inner {
-                config,
-                limits,
-                spec,
-                shared,
-                commands,
-            }),
-        })
+        std::thread::Builder::new().name("engine".into()).spawn(move || step::run(core, receiver))?;
+        Ok(EngineHandle { inner: Arc::new(Inner { config, limits, spec, shared, commands }) })
     }
 }
 
@@ -253,9 +221,7 @@ pub struct EngineHandle {
 
 impl std::fmt::Debug for EngineHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineHandle")
-            .field("config", &self.inner.config)
-            .finish_non_exhaustive()
+        f.debug_struct("EngineHandle").field("config", &self.inner.config).finish_non_exhaustive()
     }
 }
 
@@ -267,32 +233,17 @@ impl EngineHandle {
     }
 
     /// Checks and queues all of `requests`, or none. Never blocks.
-    pub fn submit_all(
-        &self,
-        requests: Vec<EngineRequest>,
-    ) -> Result<Vec<EventStream>, SubmitError> {
-        let Inner {
-            config,
-            shared,
-            commands,
-            ..
-        } = &*self.inner;
+    pub fn submit_all(&self, requests: Vec<EngineRequest>) -> Result<Vec<EventStream>, SubmitError> {
+        let Inner { config, shared, commands, .. } = &*self.inner;
         match shared.state() {
             EngineState::Running => {}
             EngineState::Draining | EngineState::Stopping => return Err(SubmitError::Draining),
             EngineState::Stopped => return Err(SubmitError::Stopped),
         }
-        let lengths: Vec<usize> = requests
-            .iter()
-            .map(|request| self.check(request))
-            .collect::<Result<_, _>>()?;
+        let lengths: Vec<usize> = requests.iter().map(|request| self.check(request)).collect::<Result<_, _>>()?;
         let limit = config.max_waiting;
         let room = |queued: usize| Some(queued + requests.len()).filter(|&queued| queued <= limit);
-        if shared
-            .queued
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
-            .is_err()
-        {
+        if shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_err() {
             return Err(SubmitError::QueueFull { limit });
         }
         let mut streams = Vec::with_capacity(requests.len());
@@ -302,13 +253,7 @@ impl EngineHandle {
             let (events, receiver) = mpsc::channel(max_len - request.prompt.len() + 4);
             let seed = request.params.seed.unwrap_or_else(random_seed);
             let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
-            let submission = Submission {
-                id,
-                seed,
-                request,
-                max_len,
-                events,
-            };
+            let submission = Submission { id, seed, request, max_len, events };
             if let Err(error) = commands.try_send(Command::Submit(Box::new(submission))) {
                 shared.queued.fetch_sub(left, Ordering::AcqRel);
                 return Err(match error {
@@ -317,37 +262,23 @@ impl EngineHandle {
                 });
             }
             left -= 1;
-            streams.push(EventStream {
-                events: receiver,
-                ended: false,
-            });
+            streams.push(EventStream { events: receiver, ended: false });
         }
         Ok(streams)
     }
 
     /// The length at which the sequence ends, if the request can run at all.
     fn check(&self, request: &EngineRequest) -> Result<usize, SubmitError> {
-        let Inner {
-            config,
-            limits,
-            spec,
-            ..
-        } = &*self.inner;
+        let Inner { config, limits, spec, .. } = &*self.inner;
         let EngineRequest { prompt, params, .. } = request;
         if prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
         if prompt.len() >= config.max_model_len {
-            return Err(SubmitError::PromptTooLong {
-                prompt: prompt.len(),
-                max_model_len: config.max_model_len,
-            });
+            return Err(SubmitError::PromptTooLong { prompt: prompt.len(), max_model_len: config.max_model_len });
         }
         check_ids(prompt, params, spec.vocab_size)?;
-        let max_len = prompt
-            .len()
-            .saturating_add(params.max_tokens.max(1))
-            .min(config.max_model_len);
+        let max_len = prompt.len().saturating_add(params.max_tokens.max(1)).min(config.max_model_len);
         let needed = limits.peak_blocks(max_len - 1, max_len - 1); // the last token is never computed
         if needed > config.kv_blocks {
             let max_tokens = max_len - prompt.len();
@@ -366,11 +297,7 @@ impl EngineHandle {
     pub fn max_request_tokens(&self) -> usize {
         let Inner { config, limits, .. } = &*self.inner;
         let all = config.max_model_len;
-        if limits.peak_blocks(all - 1, all - 1) <= config.kv_blocks {
-            all
-        } else {
-            config.kv_blocks * BLOCK_SIZE + 1
-        }
+        if limits.peak_blocks(all - 1, all - 1) <= config.kv_blocks { all } else { config.kv_blocks * BLOCK_SIZE + 1 }
     }
 
     /// A snapshot for metrics and health.
@@ -411,28 +338,16 @@ impl EngineHandle {
 }
 
 /// Every id must be a row of the logits.
-fn check_ids(
-    prompt: &[u32],
-    params: &SamplingParams,
-    vocab_size: usize,
-) -> Result<(), SubmitError> {
+fn check_ids(prompt: &[u32], params: &SamplingParams, vocab_size: usize) -> Result<(), SubmitError> {
     let biased = params.logit_bias.iter().map(|&(token, _)| token);
-    let out = |field, mut ids: &mut dyn Iterator<Item = u32>| match (&mut ids)
-        .find(|&token| token as usize >= vocab_size)
-    {
-        Some(token) => Err(SubmitError::TokenOutOfRange {
-            field,
-            token,
-            vocab_size,
-        }),
-        None => Ok(()),
-    };
+    let out =
+        |field, mut ids: &mut dyn Iterator<Item = u32>| match (&mut ids).find(|&token| token as usize >= vocab_size) {
+            Some(token) => Err(SubmitError::TokenOutOfRange { field, token, vocab_size }),
+            None => Ok(()),
+        };
     out("prompt", &mut prompt.iter().copied())?;
     out("logit_bias", &mut { biased })?;
-    out(
-        "allowed_token_ids",
-        &mut params.allowed_token_ids.iter().flatten().copied(),
-    )?;
+    out("allowed_token_ids", &mut params.allowed_token_ids.iter().flatten().copied())?;
     out("bad_words", &mut params.bad_words.iter().flatten().copied())?;
     out("stop_token_ids", &mut params.stop_token_ids.iter().copied())
 }
@@ -460,9 +375,7 @@ impl EventStream {
         if self.ended {
             return Poll::Ready(None);
         }
-        self.events
-            .poll_recv(context)
-            .map(|event| Some(self.note(event)))
+        self.events.poll_recv(context).map(|event| Some(self.note(event)))
     }
 
     /// The next event; None after the last. Blocks: not for async code.

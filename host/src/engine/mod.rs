@@ -1,5 +1,5 @@
 //! The engine: decides what runs in each step, chooses tokens, and tells clients. One OS thread owns
-//! everything ([`step`]); the rest of the program talks to it through [`EngineHandle`] over bounded
+//! everything (`step.rs`); the rest of the program talks to it through [`EngineHandle`] over bounded
 //! channels. It never sees text, JSON or HTTP. Called by `llm`.
 //!
 //! [`scheduler`] is the policy and [`blocks`] the KV cache's bookkeeping; both are pure, so that property
@@ -19,8 +19,6 @@ mod step;
 mod tests;
 
 pub use handle::{Engine, EngineConfig, EngineError, EngineHandle, EventStream, SubmitError};
-pub use params::{
-    EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs,
-};
+pub use params::{EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs};
 pub use sequence::Sequence;
 pub use stats::{EngineState, Stats};

@@ -78,8 +78,7 @@ impl SamplingParams {
 
     /// Whether choosing `token` ends the generation.
     pub fn is_stop(&self, token: u32) -> bool {
-        (!self.ignore_eos && self.eos_token_ids.contains(&token))
-            || self.stop_token_ids.contains(&token)
+        (!self.ignore_eos && self.eos_token_ids.contains(&token)) || self.stop_token_ids.contains(&token)
     }
 }
 

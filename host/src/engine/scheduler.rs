@@ -252,42 +252,38 @@ impl Scheduler {
 
     /// Asks whether `seq` can run beside the others: if so, the cached table that it starts from.
     fn can_admit(&self, seq: &Sequence) -> Option<Vec<BlockId>> {
+        let Self {
+            limits,
+            pool,
+            running,
+            ..
+        } = self;
+        let others: usize = running.iter().map(|other| self.outstanding(other)).sum();
+        if others >= pool.free() && !running.is_empty() {
+            return None; // whatever is cached, one block is always needed
+        }
         // The last token is always computed: its logits are wanted. So are those of prompt_logprobs.
-        let reusable = if seq.prompt_rows.is_some() {
-            0
-        } else {
-            (seq.tokens.len() - 1) / BLOCK_SIZE
-        };
+        let last = (seq.tokens.len() - 1) / BLOCK_SIZE;
+        let reusable = if seq.prompt_rows.is_some() { 0 } else { last };
         let hashes = &seq.hashes[..reusable.min(seq.hashes.len())];
-        let table = self.pool.lookup(hashes, self.limits.window);
-        if self.running.is_empty() {
+        let table = pool.lookup(hashes, limits.window);
+        let end = table.len();
+        if running.is_empty() {
             return Some(table);
         }
         // If someone computes the next block right now, it will be in the cache: wait for it.
-        let computes = |other: &Sequence, hash| {
-            other.remembered <= table.len() && other.hashes.get(table.len()) == Some(hash)
-        };
-        if let Some(next) = hashes.get(table.len())
-            && self.running.iter().any(|other| computes(other, next))
+        let computes =
+            |other: &Sequence, hash| other.remembered <= end && other.hashes.get(end) == Some(hash);
+        if let Some(next) = hashes.get(end)
+            && running.iter().any(|other| computes(other, next))
         {
             return None;
         }
-        let revived = table
-            .iter()
-            .filter(|&&id| id != FREED && self.pool.refs(id) == 0)
-            .count();
-        let remaining = seq.tokens.len() - table.len() * BLOCK_SIZE;
-        let own = self
-            .limits
-            .peak_blocks(seq.tokens.len(), remaining)
-            .saturating_sub(held(&table))
-            + revived;
-        let others: usize = self
-            .running
-            .iter()
-            .map(|other| self.outstanding(other))
-            .sum();
-        (own + others <= self.pool.free()).then_some(table)
+        let unheld = |&&id: &&BlockId| id != FREED && pool.refs(id) == 0;
+        let revived = table.iter().filter(unheld).count();
+        let most = limits.peak_blocks(seq.tokens.len(), seq.tokens.len() - end * BLOCK_SIZE);
+        let own = most.saturating_sub(held(&table)) + revived;
+        (own + others <= pool.free()).then_some(table)
     }
 
     /// Acts on what [`Self::can_admit`] allowed. Returns the place in `running`.

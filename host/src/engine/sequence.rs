@@ -117,11 +117,7 @@ impl Sequence {
     pub(super) fn extend_hashes(&mut self, end: usize) {
         while self.cacheable && (self.hashes.len() + 1) * BLOCK_SIZE <= end {
             let at = self.hashes.len() * BLOCK_SIZE;
-            self.hashes.push(block_hash(
-                self.hashes.last(),
-                &self.tokens[at..at + BLOCK_SIZE],
-                self.salt,
-            ));
+            self.hashes.push(block_hash(self.hashes.last(), &self.tokens[at..at + BLOCK_SIZE], self.salt));
         }
     }
 }

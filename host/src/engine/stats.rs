@@ -53,6 +53,8 @@ pub struct Stats {
     pub preemptions: u64,
     /// Steps begun.
     pub steps: u64,
+    /// Steps that the executor failed.
+    pub failed_steps: u64,
     /// A step runs, or requests wait for one.
     pub busy: bool,
     /// Since the step loop last went round. If `busy` and this is large, the executor hangs.
@@ -77,6 +79,7 @@ pub(super) struct Shared {
     pub(super) prefix_hits: AtomicU64,
     pub(super) preemptions: AtomicU64,
     pub(super) steps: AtomicU64,
+    pub(super) failed_steps: AtomicU64,
     pub(super) busy: AtomicBool,
     state: AtomicU8,
     started: Instant,
@@ -99,6 +102,7 @@ impl Shared {
             prefix_hits: AtomicU64::new(0),
             preemptions: AtomicU64::new(0),
             steps: AtomicU64::new(0),
+            failed_steps: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             state: AtomicU8::new(EngineState::Running as u8),
             started: Instant::now(),
@@ -115,47 +119,28 @@ impl Shared {
     pub(super) fn advance_to(&self, state: EngineState) {
         self.state.fetch_max(state as u8, Ordering::AcqRel);
         if state == EngineState::Stopped {
-            *self
-                .stopped
-                .0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = true;
+            *self.stopped.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
             self.stopped.1.notify_all();
         }
     }
 
     /// Waits for [`EngineState::Stopped`]; false if `timeout` came first.
     pub(super) fn wait_stopped(&self, timeout: Duration) -> bool {
-        let guard = self
-            .stopped
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let result = self
-            .stopped
-            .1
-            .wait_timeout_while(guard, timeout, |stopped| !*stopped);
+        let guard = self.stopped.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.stopped.1.wait_timeout_while(guard, timeout, |stopped| !*stopped);
         *result.unwrap_or_else(PoisonError::into_inner).0
     }
 
     pub(super) fn beat(&self) {
-        self.heartbeat
-            .store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.heartbeat.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 
     pub(super) fn snapshot(&self) -> Stats {
         let state = self.state();
         let heartbeat = Duration::from_nanos(self.heartbeat.load(Ordering::Relaxed));
         // Requests that the thread has not taken from the channel yet wait too.
-        let waiting = self
-            .waiting
-            .load(Ordering::Relaxed)
-            .max(self.queued.load(Ordering::Relaxed));
-        let waiting = if state == EngineState::Stopped {
-            0
-        } else {
-            waiting
-        };
+        let waiting = self.waiting.load(Ordering::Relaxed).max(self.queued.load(Ordering::Relaxed));
+        let waiting = if state == EngineState::Stopped { 0 } else { waiting };
         Stats {
             running: self.running.load(Ordering::Relaxed),
             waiting,
@@ -167,6 +152,7 @@ impl Shared {
             generation_tokens: self.generation_tokens.load(Ordering::Relaxed),
             preemptions: self.preemptions.load(Ordering::Relaxed),
             steps: self.steps.load(Ordering::Relaxed),
+            failed_steps: self.failed_steps.load(Ordering::Relaxed),
             busy: self.busy.load(Ordering::Relaxed),
             since_heartbeat: self.started.elapsed().saturating_sub(heartbeat),
             state,

@@ -292,7 +292,11 @@ impl Core {
             self.executor.forget(*id);
         }
         for id in decision.impossible {
-            self.fail(id, "the KV cache cannot hold this sequence any more: raise --kv-cache-memory or lower max_tokens");
+            let what = "the KV cache cannot hold this sequence alone";
+            self.fail(
+                id,
+                &format!("{what}: raise --kv-cache-memory or lower max_tokens"),
+            );
         }
         for id in decision.admitted {
             self.note_start(id, now);
@@ -302,6 +306,7 @@ impl Core {
             self.shared.steps.fetch_add(1, Relaxed);
             if let Err(error) = self.execute() {
                 tracing::error!("a step failed: {error}");
+                self.shared.failed_steps.fetch_add(1, Relaxed);
                 for id in self.scheduler.fail_step() {
                     self.fail(id, &format!("the model could not be run: {error}"));
                 }

@@ -94,9 +94,7 @@ pub struct ExecSpec {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ExecError {
     /// The KV cache could not be allocated.
-    #[error(
-        "cannot allocate a KV cache of {blocks} blocks ({bytes} bytes): {reason}; lower --kv-cache-memory"
-    )]
+    #[error("cannot allocate a KV cache of {blocks} blocks ({bytes} bytes): {reason}; lower --kv-cache-memory")]
     Cache {
         /// Blocks asked for.
         blocks: usize,

@@ -39,19 +39,11 @@ pub(super) fn download(repo: &str, options: &HubOptions) -> Result<Snapshot, Hub
     // A thread of its own: the caller may itself run on an async runtime, where blocking on another one panics.
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(PARALLEL)
-                .enable_all()
-                .build();
-            let runtime = runtime.map_err(|source| HubError::Io {
-                path: "(async runtime)".into(),
-                source,
-            })?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(PARALLEL).enable_all().build();
+            let runtime = runtime.map_err(|source| HubError::Io { path: "(async runtime)".into(), source })?;
             runtime.block_on(async { Download::new(repo, options)?.run().await })
         });
-        worker
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -102,11 +94,7 @@ impl Download {
     async fn run(self: Arc<Self>) -> Result<Snapshot, HubError> {
         let (commit, files) = self.list().await?;
         let dir = self.folder.join("snapshots").join(&commit);
-        let small: Vec<Announced> = files
-            .iter()
-            .filter(|f| is_small_file(&f.path))
-            .cloned()
-            .collect();
+        let small: Vec<Announced> = files.iter().filter(|f| is_small_file(&f.path)).cloned().collect();
         if !small.iter().any(|f| f.path == "config.json") {
             return Err(self.not_found(": it has no config.json".into()));
         }
@@ -116,16 +104,8 @@ impl Download {
         if !is_commit(self.options.revision()) {
             self.write_ref(&commit)?;
         }
-        let python_files = files
-            .into_iter()
-            .map(|f| f.path)
-            .filter(|f| f.ends_with(".py"))
-            .collect();
-        Ok(Snapshot {
-            dir,
-            commit,
-            python_files,
-        })
+        let python_files = files.into_iter().map(|f| f.path).filter(|f| f.ends_with(".py")).collect();
+        Ok(Snapshot { dir, commit, python_files })
     }
 
     /// The safetensors files of the checkpoint: the single one, else those that the index (fetched before) names.
@@ -136,77 +116,40 @@ impl Download {
         }
         if named(INDEX).is_none() {
             let is_weights = |f: &&str| {
-                [
-                    ".bin",
-                    ".gguf",
-                    ".pt",
-                    ".pth",
-                    ".safetensors",
-                    ".msgpack",
-                    ".h5",
-                ]
-                .iter()
-                .any(|end| f.ends_with(end))
+                [".bin", ".gguf", ".pt", ".pth", ".safetensors", ".msgpack", ".h5"].iter().any(|end| f.ends_with(end))
             };
-            let found: Vec<&str> = files
-                .iter()
-                .map(|f| f.path.as_str())
-                .filter(is_weights)
-                .take(5)
-                .collect();
+            let found: Vec<&str> = files.iter().map(|f| f.path.as_str()).filter(is_weights).take(5).collect();
             let found = if found.is_empty() {
                 "it has no weights at all".into()
             } else {
                 format!("found {}", found.join(", "))
             };
-            return Err(HubError::NoWeights {
-                repo: self.repo.clone(),
-                found,
-            });
+            return Err(HubError::NoWeights { repo: self.repo.clone(), found });
         }
-        let missing = |shard: &str| {
-            self.not_found(format!(
-                ": its {INDEX} names {shard}, which it does not have"
-            ))
-        };
+        let missing = |shard: &str| self.not_found(format!(": its {INDEX} names {shard}, which it does not have"));
         let shards = shards_of_index(&dir.join(INDEX))?;
-        shards
-            .iter()
-            .map(|shard| named(shard).cloned().ok_or_else(|| missing(shard)))
-            .collect()
+        shards.iter().map(|shard| named(shard).cloned().ok_or_else(|| missing(shard))).collect()
     }
 
     /// Fetches those of the files that the snapshot lacks.
-    async fn fetch_all(
-        self: &Arc<Self>,
-        commit: &str,
-        dir: &Path,
-        mut files: Vec<Announced>,
-    ) -> Result<(), HubError> {
+    async fn fetch_all(self: &Arc<Self>, commit: &str, dir: &Path, mut files: Vec<Announced>) -> Result<(), HubError> {
         files.retain(|file| !dir.join(&file.path).is_file());
         if files.is_empty() {
             return Ok(());
         }
         let total: u64 = files.iter().map(|file| file.size).sum();
-        tracing::info!(
-            repo = self.repo,
-            files = files.len(),
-            bytes = total,
-            "downloading"
-        );
+        tracing::info!(repo = self.repo, files = files.len(), bytes = total, "downloading");
         if self.options.progress {
             self.bar.reset();
             self.bar.set_length(total);
-            self.bar
-                .set_draw_target(indicatif::ProgressDrawTarget::stderr());
+            self.bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
         }
         let tasks = files.into_iter().map(|file| {
             let (this, commit, dir) = (self.clone(), commit.to_owned(), dir.to_owned());
             // A task of its own, so that hashing one file does not hold up the others.
             async move {
                 let task = tokio::spawn(async move { this.fetch(&commit, &dir, &file).await });
-                task.await
-                    .unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
+                task.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
             }
         });
         let mut results = stream::iter(tasks).buffer_unordered(PARALLEL);
@@ -236,21 +179,12 @@ impl Download {
     }
 
     /// Transfers the file to `partial`, trying again and resuming, until it is whole and verified.
-    async fn transfer(
-        &self,
-        commit: &str,
-        file: &Announced,
-        partial: &Path,
-    ) -> Result<(), HubError> {
+    async fn transfer(&self, commit: &str, file: &Announced, partial: &Path) -> Result<(), HubError> {
         let mut tries = 0;
         loop {
             let before = partial.metadata().map_or(0, |m| m.len());
             // Without a checksum nobody can tell whether the old part belongs to the new one.
-            let from = if file.sha256.is_some() && before <= file.size {
-                before
-            } else {
-                0
-            };
+            let from = if file.sha256.is_some() && before <= file.size { before } else { 0 };
             let error = match self.attempt(commit, file, partial, from).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -259,8 +193,7 @@ impl Download {
             if file.sha256.is_some() && arrived >= from + PROGRESS {
                 tries = 0;
             }
-            let again =
-                error.is_outage() || (matches!(error, HubError::Damaged { .. }) && from > 0);
+            let again = error.is_outage() || (matches!(error, HubError::Damaged { .. }) && from > 0);
             if !again || tries >= self.options.retries {
                 if file.sha256.is_none() {
                     let _ = fs::remove_file(partial);
@@ -274,21 +207,11 @@ impl Download {
     }
 
     /// One try: appends what is missing from `from` on, then checks size and sha256.
-    async fn attempt(
-        &self,
-        commit: &str,
-        file: &Announced,
-        partial: &Path,
-        from: u64,
-    ) -> Result<(), HubError> {
+    async fn attempt(&self, commit: &str, file: &Announced, partial: &Path, from: u64) -> Result<(), HubError> {
         let mut out = Partial::open(partial, from)?;
         self.bar.set_message(file.path.clone());
         self.bar.inc(from);
-        let received = if from < file.size {
-            self.receive(commit, file, &mut out).await
-        } else {
-            Ok(())
-        };
+        let received = if from < file.size { self.receive(commit, file, &mut out).await } else { Ok(()) };
         let shown = out.written;
         let result = received.and_then(|()| self.verify(file, out));
         if result.is_err() {
@@ -302,20 +225,11 @@ impl Download {
     }
 
     /// Streams the rest of the file to the end of `out`.
-    async fn receive(
-        &self,
-        commit: &str,
-        file: &Announced,
-        out: &mut Partial,
-    ) -> Result<(), HubError> {
+    async fn receive(&self, commit: &str, file: &Announced, out: &mut Partial) -> Result<(), HubError> {
         let what = format!("downloading {}", file.path);
         let from = out.written;
         let range = (from > 0).then_some(from..file.size);
-        let request = self
-            .remote
-            .download_file_stream()
-            .filename(file.path.clone())
-            .revision(commit.to_owned());
+        let request = self.remote.download_file_stream().filename(file.path.clone()).revision(commit.to_owned());
         let answer = self.timed(&what, request.maybe_range(range).send()).await?;
         let (length, mut body) = answer.map_err(|e| self.failed(&what, e))?;
         if from > 0 && length == Some(file.size) {
@@ -328,10 +242,7 @@ impl Download {
             out.append(&chunk)?;
             self.bar.inc(chunk.len() as u64);
             if out.written > file.size {
-                return Err(self.damaged(
-                    file,
-                    format!("more than the announced {} bytes arrived", file.size),
-                ));
+                return Err(self.damaged(file, format!("more than the announced {} bytes arrived", file.size)));
             }
         }
         Ok(())
@@ -340,17 +251,13 @@ impl Download {
     fn verify(&self, file: &Announced, out: Partial) -> Result<(), HubError> {
         let (written, sha256) = out.finish()?;
         if written < file.size {
-            let message = format!(
-                "the transfer was cut off after {written} of {} bytes",
-                file.size
-            );
+            let message = format!("the transfer was cut off after {written} of {} bytes", file.size);
             return Err(self.transfer_error(&format!("downloading {}", file.path), message));
         }
         match &file.sha256 {
-            Some(expected) if *expected != sha256 => Err(self.damaged(
-                file,
-                format!("its sha256 is {sha256}, the hub announced {expected}"),
-            )),
+            Some(expected) if *expected != sha256 => {
+                Err(self.damaged(file, format!("its sha256 is {sha256}, the hub announced {expected}")))
+            }
             _ => Ok(()),
         }
     }
@@ -365,12 +272,7 @@ impl Download {
         let dir = self.options.cache_dir.join(".locks").join(name);
         fs::create_dir_all(&dir).map_err(HubError::io(&dir))?;
         let path = dir.join(format!("{etag}.lock"));
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(HubError::io(&path))?;
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(HubError::io(&path))?;
         let mut told = false;
         loop {
             match file.try_lock() {
@@ -402,35 +304,25 @@ impl Download {
     }
 
     /// Gives up on a request that stays silent.
-    pub(super) async fn timed<T>(
-        &self,
-        what: &str,
-        request: impl Future<Output = T>,
-    ) -> Result<T, HubError> {
-        tokio::time::timeout(self.options.timeout, request)
-            .await
-            .map_err(|_| HubError::Timeout {
-                endpoint: self.options.endpoint.clone(),
-                repo: self.repo.clone(),
-                what: what.into(),
-                seconds: self.options.timeout.as_secs(),
-            })
+    pub(super) async fn timed<T>(&self, what: &str, request: impl Future<Output = T>) -> Result<T, HubError> {
+        tokio::time::timeout(self.options.timeout, request).await.map_err(|_| HubError::Timeout {
+            endpoint: self.options.endpoint.clone(),
+            repo: self.repo.clone(),
+            what: what.into(),
+            seconds: self.options.timeout.as_secs(),
+        })
     }
 
     /// hf-hub's error in our words.
     fn failed(&self, what: &str, error: HFError) -> HubError {
         let (endpoint, repo) = (self.options.endpoint.clone(), self.repo.clone());
         match error {
-            HFError::AuthRequired { context } => HubError::Unauthorized {
-                endpoint,
-                repo,
-                detail: said(context.server_message.as_deref()),
-            },
-            HFError::Forbidden { context } => HubError::Forbidden {
-                endpoint,
-                repo,
-                detail: said(context.server_message.as_deref()),
-            },
+            HFError::AuthRequired { context } => {
+                HubError::Unauthorized { endpoint, repo, detail: said(context.server_message.as_deref()) }
+            }
+            HFError::Forbidden { context } => {
+                HubError::Forbidden { endpoint, repo, detail: said(context.server_message.as_deref()) }
+            }
             HFError::RepoNotFound { .. } => self.not_found(String::new()),
             HFError::RevisionNotFound { context, .. } => {
                 self.not_found(said(context.and_then(|c| c.server_message).as_deref()))
@@ -438,10 +330,9 @@ impl Download {
             HFError::EntryNotFound { path, .. } => self.not_found(format!(": it has no {path}")),
             HFError::MalformedResponse { what, .. } => self.bad_answer(what),
             HFError::Json(error) => self.bad_answer(error.to_string()),
-            HFError::RateLimited { .. } => self.transfer_error(
-                what,
-                "the hub answered 429 (too many requests); wait, or set HF_TOKEN".into(),
-            ),
+            HFError::RateLimited { .. } => {
+                self.transfer_error(what, "the hub answered 429 (too many requests); wait, or set HF_TOKEN".into())
+            }
             other => self.transfer_error(what, with_causes(&other)),
         }
     }
@@ -465,19 +356,11 @@ impl Download {
     }
 
     pub(super) fn bad_answer(&self, message: String) -> HubError {
-        HubError::BadAnswer {
-            endpoint: self.options.endpoint.clone(),
-            repo: self.repo.clone(),
-            message,
-        }
+        HubError::BadAnswer { endpoint: self.options.endpoint.clone(), repo: self.repo.clone(), message }
     }
 
     fn damaged(&self, file: &Announced, message: String) -> HubError {
-        HubError::Damaged {
-            repo: self.repo.clone(),
-            file: file.path.clone(),
-            message,
-        }
+        HubError::Damaged { repo: self.repo.clone(), file: file.path.clone(), message }
     }
 }
 
@@ -497,9 +380,7 @@ fn is_small_file(path: &str) -> bool {
         INDEX,
     ];
     let of_tokenizer = (path.starts_with("tokenizer") || path.starts_with("chat_template"))
-        && [".json", ".jinja", ".model"]
-            .iter()
-            .any(|end| path.ends_with(end));
+        && [".json", ".jinja", ".model"].iter().any(|end| path.ends_with(end));
     is_plain_name(path) && (NAMES.contains(&path) || of_tokenizer)
 }
 
@@ -514,25 +395,18 @@ fn link(blob: &Path, pointer: &Path) -> Result<(), HubError> {
     {
         // From snapshots/<commit>[/<folder>] up to the repository's folder.
         let root = blob.parent().and_then(Path::parent);
-        let depth = root
-            .and_then(|root| parent.strip_prefix(root).ok())
-            .map(|below| below.components().count());
+        let depth = root.and_then(|root| parent.strip_prefix(root).ok()).map(|below| below.components().count());
         if let (Some(depth), Some(name)) = (depth, blob.file_name()) {
             let target: PathBuf = std::iter::repeat_n("..", depth).collect();
             let target = target.join("blobs").join(name);
             return std::os::unix::fs::symlink(target, pointer).map_err(HubError::io(pointer));
         }
     }
-    fs::copy(blob, pointer)
-        .map(|_| ())
-        .map_err(HubError::io(pointer))
+    fs::copy(blob, pointer).map(|_| ()).map_err(HubError::io(pointer))
 }
 
 pub(super) fn said(message: Option<&str>) -> String {
-    message
-        .filter(|m| !m.is_empty())
-        .map(|m| format!(" (the hub says: {m})"))
-        .unwrap_or_default()
+    message.filter(|m| !m.is_empty()).map(|m| format!(" (the hub says: {m})")).unwrap_or_default()
 }
 
 /// The error and what caused it: reqwest's own message does not say why.
@@ -552,7 +426,6 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 /// Hidden until there is something to show.
 fn progress_bar() -> ProgressBar {
     let style = "{bytes}/{total_bytes} {wide_bar} {bytes_per_sec} {eta} {msg}";
-    let style =
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::hidden().with_style(style)
 }

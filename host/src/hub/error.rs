@@ -130,9 +130,7 @@ pub enum HubError {
         seconds: u64,
     },
     /// What arrived is not what the hub announced.
-    #[error(
-        "\"{repo}\": {file} arrived damaged: {message}; the file was discarded, run the same command again"
-    )]
+    #[error("\"{repo}\": {file} arrived damaged: {message}; the file was discarded, run the same command again")]
     Damaged {
         /// The repository id.
         repo: String,

@@ -83,26 +83,17 @@ pub(super) struct Fault {
 }
 
 fn whole(message: impl Into<String>) -> Fault {
-    Fault {
-        tensor: None,
-        message: message.into(),
-    }
+    Fault { tensor: None, message: message.into() }
 }
 
 fn of(tensor: &str, message: impl Into<String>) -> Fault {
-    Fault {
-        tensor: Some(tensor.into()),
-        message: message.into(),
-    }
+    Fault { tensor: Some(tensor.into()), message: message.into() }
 }
 
 /// Checks the file's header and returns its tensors in storage order.
 pub(super) fn parse(file: &[u8]) -> Result<Vec<TensorInfo>, Fault> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(whole(format!(
-            "{} bytes are no safetensors file: its header length alone takes 8",
-            file.len()
-        )));
+        return Err(whole(format!("{} bytes are no safetensors file: its header length alone takes 8", file.len())));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
@@ -158,11 +149,8 @@ fn entries(header: &[u8]) -> Result<Vec<(String, Value)>, Fault> {
         }
     }
     let mut json = serde_json::Deserializer::from_slice(header);
-    let parsed = json
-        .deserialize_map(Entries)
-        .and_then(|entries| json.end().map(|()| entries));
-    let (entries, twice) =
-        parsed.map_err(|e| whole(format!("the header is not valid JSON: {e}")))?;
+    let parsed = json.deserialize_map(Entries).and_then(|entries| json.end().map(|()| entries));
+    let (entries, twice) = parsed.map_err(|e| whole(format!("the header is not valid JSON: {e}")))?;
     match twice {
         Some(name) => Err(of(&name, "appears twice in the header")),
         None => Ok(entries),
@@ -170,56 +158,30 @@ fn entries(header: &[u8]) -> Result<Vec<(String, Value)>, Fault> {
 }
 
 fn check_metadata(value: &Value) -> Result<(), Fault> {
-    let fine = value
-        .as_object()
-        .is_some_and(|map| map.values().all(Value::is_string));
-    if fine {
-        Ok(())
-    } else {
-        Err(whole("\"__metadata__\" must be an object of strings"))
-    }
+    let fine = value.as_object().is_some_and(|map| map.values().all(Value::is_string));
+    if fine { Ok(()) } else { Err(whole("\"__metadata__\" must be an object of strings")) }
 }
 
 /// One entry, with what can be checked about it alone.
 fn tensor(name: String, value: &Value) -> Result<TensorInfo, Fault> {
-    let dtype = value
-        .get("dtype")
-        .and_then(Value::as_str)
-        .ok_or_else(|| of(&name, "\"dtype\" must be a string"))?;
+    let dtype = value.get("dtype").and_then(Value::as_str).ok_or_else(|| of(&name, "\"dtype\" must be a string"))?;
     let dtype = Dtype::from_name(dtype).ok_or_else(|| {
-        of(
-            &name,
-            format!(
-                "dtype \"{dtype}\" is not supported (supported: {})",
-                Dtype::NAMES.join(", ")
-            ),
-        )
+        of(&name, format!("dtype \"{dtype}\" is not supported (supported: {})", Dtype::NAMES.join(", ")))
     })?;
     let numbers = |field: &str| -> Option<Vec<usize>> {
         let list = value.get(field)?.as_array()?;
-        list.iter()
-            .map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok()))
-            .collect()
+        list.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect()
     };
-    let shape = numbers("shape")
-        .ok_or_else(|| of(&name, "\"shape\" must be a list of non-negative integers"))?;
+    let shape = numbers("shape").ok_or_else(|| of(&name, "\"shape\" must be a list of non-negative integers"))?;
     let offsets = numbers("data_offsets");
     let Some([begin, end]) = offsets.as_deref() else {
-        return Err(of(
-            &name,
-            "\"data_offsets\" must be two non-negative integers",
-        ));
+        return Err(of(&name, "\"data_offsets\" must be two non-negative integers"));
     };
     let (begin, end) = (*begin, *end);
     if end < begin {
-        return Err(of(
-            &name,
-            format!("\"data_offsets\" run backwards: [{begin}, {end}]"),
-        ));
+        return Err(of(&name, format!("\"data_offsets\" run backwards: [{begin}, {end}]")));
     }
-    let bytes = shape
-        .iter()
-        .try_fold(dtype.size(), |n, d| n.checked_mul(*d));
+    let bytes = shape.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d));
     let bytes = bytes.ok_or_else(|| of(&name, format!("shape {shape:?} overflows")))?;
     if bytes != end - begin {
         return Err(of(
@@ -230,13 +192,7 @@ fn tensor(name: String, value: &Value) -> Result<TensorInfo, Fault> {
             ),
         ));
     }
-    Ok(TensorInfo {
-        name,
-        dtype,
-        shape,
-        begin,
-        end,
-    })
+    Ok(TensorInfo { name, dtype, shape, begin, end })
 }
 
 /// Tensors, sorted by offset, must cover the data exactly once.
@@ -246,28 +202,19 @@ fn check_layout(tensors: &[TensorInfo], data: usize) -> Result<(), Fault> {
         if tensor.end > data {
             return Err(of(
                 &tensor.name,
-                format!(
-                    "ends at byte {} of the data, the file has {data}: it is cut off; fetch it again",
-                    tensor.end
-                ),
+                format!("ends at byte {} of the data, the file has {data}: it is cut off; fetch it again", tensor.end),
             ));
         }
         if tensor.begin < covered {
             return Err(of(&tensor.name, format!("overlaps tensor \"{previous}\"")));
         }
         if tensor.begin > covered {
-            return Err(of(
-                &tensor.name,
-                format!("{} unused bytes lie before it", tensor.begin - covered),
-            ));
+            return Err(of(&tensor.name, format!("{} unused bytes lie before it", tensor.begin - covered)));
         }
         (covered, previous) = (tensor.end, &tensor.name);
     }
     if covered != data {
-        return Err(whole(format!(
-            "{} bytes follow the last tensor",
-            data - covered
-        )));
+        return Err(whole(format!("{} bytes follow the last tensor", data - covered)));
     }
     Ok(())
 }
@@ -297,24 +244,11 @@ mod tests {
         let start = 8 + PAIR.len();
         assert_eq!(
             tensors[0],
-            TensorInfo {
-                name: "a".into(),
-                dtype: Dtype::I8,
-                shape: vec![4, 1],
-                begin: start,
-                end: start + 4
-            }
+            TensorInfo { name: "a".into(), dtype: Dtype::I8, shape: vec![4, 1], begin: start, end: start + 4 }
         );
-        assert_eq!(
-            (tensors[1].name.as_str(), tensors[1].end),
-            ("b", start + 12)
-        );
+        assert_eq!((tensors[1].name.as_str(), tensors[1].end), ("b", start + 12));
         assert!(parse(&file("{}", 0)).unwrap().is_empty());
-        let scalar = parse(&file(
-            r#"{"x":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}   "#,
-            2,
-        ))
-        .unwrap();
+        let scalar = parse(&file(r#"{"x":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}   "#, 2)).unwrap();
         assert!(scalar[0].shape.is_empty());
         let empty = r#"{"x":{"dtype":"F32","shape":[0,9],"data_offsets":[0,0]},"y":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
         assert_eq!(parse(&file(empty, 1)).unwrap().len(), 2);
@@ -324,44 +258,16 @@ mod tests {
     fn every_fault_of_the_file() {
         assert!(fault(b"").1.contains("0 bytes"));
         assert!(fault(b"1234567").1.contains("7 bytes"));
-        assert!(
-            fault(&u64::MAX.to_le_bytes())
-                .1
-                .contains("limit is 100000000")
-        );
-        assert!(
-            fault(&[&100_000_001u64.to_le_bytes()[..], b"{}"].concat())
-                .1
-                .contains("limit is 100000000")
-        );
-        assert!(
-            fault(&[&9u64.to_le_bytes()[..], b"{}"].concat())
-                .1
-                .contains("cut off")
-        );
-        assert!(
-            fault(&file("{\"a\": nonsense}", 0))
-                .1
-                .contains("not valid JSON")
-        );
+        assert!(fault(&u64::MAX.to_le_bytes()).1.contains("limit is 100000000"));
+        assert!(fault(&[&100_000_001u64.to_le_bytes()[..], b"{}"].concat()).1.contains("limit is 100000000"));
+        assert!(fault(&[&9u64.to_le_bytes()[..], b"{}"].concat()).1.contains("cut off"));
+        assert!(fault(&file("{\"a\": nonsense}", 0)).1.contains("not valid JSON"));
         assert!(fault(&file("[]", 0)).1.contains("not valid JSON"));
         assert!(fault(&file("{} {}", 0)).1.contains("not valid JSON"));
-        assert!(
-            fault(&file("{\"\u{0}\":1}", 0))
-                .1
-                .contains("not valid JSON")
-        );
+        assert!(fault(&file("{\"\u{0}\":1}", 0)).1.contains("not valid JSON"));
         assert!(fault(&file("\u{fffd}", 0)).1.contains("not valid JSON"));
-        assert!(
-            fault(&[&2u64.to_le_bytes()[..], b"\xff\xfe"].concat())
-                .1
-                .contains("not valid JSON")
-        );
-        assert!(
-            fault(&file(r#"{"__metadata__":{"n":1}}"#, 0))
-                .1
-                .contains("__metadata__")
-        );
+        assert!(fault(&[&2u64.to_le_bytes()[..], b"\xff\xfe"].concat()).1.contains("not valid JSON"));
+        assert!(fault(&file(r#"{"__metadata__":{"n":1}}"#, 0)).1.contains("__metadata__"));
         assert!(fault(&file(PAIR, 13)).1.contains("1 bytes follow"));
     }
 
@@ -369,55 +275,19 @@ mod tests {
     fn every_fault_of_a_tensor() {
         let one = |tensor: &str, data| fault(&file(&format!(r#"{{"w":{tensor}}}"#), data));
         for (tensor, part) in [
-            (
-                r#"{"dtype":"F4","shape":[2],"data_offsets":[0,1]}"#,
-                "dtype \"F4\" is not supported",
-            ),
-            (
-                r#"{"dtype":7,"shape":[2],"data_offsets":[0,1]}"#,
-                "\"dtype\" must be a string",
-            ),
-            (
-                r#"{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}"#,
-                "\"shape\" must be",
-            ),
-            (
-                r#"{"dtype":"U8","shape":[1.5],"data_offsets":[0,1]}"#,
-                "\"shape\" must be",
-            ),
-            (
-                r#"{"dtype":"U8","data_offsets":[0,1]}"#,
-                "\"shape\" must be",
-            ),
+            (r#"{"dtype":"F4","shape":[2],"data_offsets":[0,1]}"#, "dtype \"F4\" is not supported"),
+            (r#"{"dtype":7,"shape":[2],"data_offsets":[0,1]}"#, "\"dtype\" must be a string"),
+            (r#"{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}"#, "\"shape\" must be"),
+            (r#"{"dtype":"U8","shape":[1.5],"data_offsets":[0,1]}"#, "\"shape\" must be"),
+            (r#"{"dtype":"U8","data_offsets":[0,1]}"#, "\"shape\" must be"),
             (r#"{"dtype":"U8","shape":[1]}"#, "\"data_offsets\" must be"),
-            (
-                r#"{"dtype":"U8","shape":[1],"data_offsets":[0,1,2]}"#,
-                "\"data_offsets\" must be",
-            ),
-            (
-                r#"{"dtype":"U8","shape":[1],"data_offsets":[-1,0]}"#,
-                "\"data_offsets\" must be",
-            ),
-            (
-                r#"{"dtype":"U8","shape":[1],"data_offsets":[1,0]}"#,
-                "run backwards",
-            ),
-            (
-                r#"{"dtype":"F32","shape":[2],"data_offsets":[0,7]}"#,
-                "needs 8 bytes",
-            ),
-            (
-                r#"{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,1]}"#,
-                "overflows",
-            ),
-            (
-                r#"{"dtype":"U8","shape":[9],"data_offsets":[0,9]}"#,
-                "cut off",
-            ),
-            (
-                r#"{"dtype":"U8","shape":[1],"data_offsets":[2,3]}"#,
-                "2 unused bytes",
-            ),
+            (r#"{"dtype":"U8","shape":[1],"data_offsets":[0,1,2]}"#, "\"data_offsets\" must be"),
+            (r#"{"dtype":"U8","shape":[1],"data_offsets":[-1,0]}"#, "\"data_offsets\" must be"),
+            (r#"{"dtype":"U8","shape":[1],"data_offsets":[1,0]}"#, "run backwards"),
+            (r#"{"dtype":"F32","shape":[2],"data_offsets":[0,7]}"#, "needs 8 bytes"),
+            (r#"{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,1]}"#, "overflows"),
+            (r#"{"dtype":"U8","shape":[9],"data_offsets":[0,9]}"#, "cut off"),
+            (r#"{"dtype":"U8","shape":[1],"data_offsets":[2,3]}"#, "2 unused bytes"),
             ("null", "\"dtype\" must be"),
         ] {
             let (name, message) = one(tensor, 3);
@@ -426,16 +296,10 @@ mod tests {
         }
         let two = r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}"#;
         let (name, message) = fault(&file(two, 3));
-        assert_eq!(
-            (name.as_deref(), message.as_str()),
-            (Some("b"), "overlaps tensor \"a\"")
-        );
+        assert_eq!((name.as_deref(), message.as_str()), (Some("b"), "overlaps tensor \"a\""));
         let twice = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
         let (name, message) = fault(&file(twice, 2));
-        assert_eq!(
-            (name.as_deref(), message.as_str()),
-            (Some("a"), "appears twice in the header")
-        );
+        assert_eq!((name.as_deref(), message.as_str()), (Some("a"), "appears twice in the header"));
     }
 
     proptest::proptest! {

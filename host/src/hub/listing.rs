@@ -56,65 +56,35 @@ impl Download {
                 answer => break answer?,
             }
         };
-        let listing: Listing =
-            serde_json::from_str(&answer).map_err(|e| self.bad_answer(e.to_string()))?;
+        let listing: Listing = serde_json::from_str(&answer).map_err(|e| self.bad_answer(e.to_string()))?;
         let commit = listing.sha.filter(|sha| is_commit(sha));
         let commit = commit.ok_or_else(|| self.bad_answer("it names no commit".into()))?;
-        let mut files = listing
-            .siblings
-            .into_iter()
-            .map(|f| self.announced(f))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut files = listing.siblings.into_iter().map(|f| self.announced(f)).collect::<Result<Vec<_>, _>>()?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok((commit, files))
     }
 
     async fn ask_for_list(&self) -> Result<String, HubError> {
         let what = "asking for the list of files";
-        let revision = self
-            .options
-            .revision()
-            .replace('%', "%25")
-            .replace('/', "%2F")
-            .replace('?', "%3F")
-            .replace('#', "%23");
-        let url = format!(
-            "{}/api/models/{}/revision/{revision}?blobs=true",
-            self.options.endpoint, self.repo
-        );
+        let revision =
+            self.options.revision().replace('%', "%25").replace('/', "%2F").replace('?', "%3F").replace('#', "%23");
+        let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", self.options.endpoint, self.repo);
         let mut request = self.http.get(url);
         if let Some(token) = &self.options.token {
             request = request.bearer_auth(token);
         }
-        let answer = self
-            .timed(what, request.send())
-            .await?
-            .map_err(|e| self.transfer_error(what, with_causes(&e)))?;
+        let answer = self.timed(what, request.send()).await?.map_err(|e| self.transfer_error(what, with_causes(&e)))?;
         let status = answer.status().as_u16();
-        let header = |name: &str| {
-            answer
-                .headers()
-                .get(name)
-                .and_then(|v| v.to_str().ok())
-                .map(String::from)
-        };
+        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(String::from);
         let detail = said(header("x-error-message").as_deref());
         let (endpoint, repo) = (self.options.endpoint.clone(), self.repo.clone());
         match status {
             200..300 => {}
             401 => {
-                return Err(HubError::Unauthorized {
-                    endpoint,
-                    repo,
-                    detail,
-                });
+                return Err(HubError::Unauthorized { endpoint, repo, detail });
             }
             403 => {
-                return Err(HubError::Forbidden {
-                    endpoint,
-                    repo,
-                    detail,
-                });
+                return Err(HubError::Forbidden { endpoint, repo, detail });
             }
             404 => return Err(self.not_found(detail)),
             400..500 if status != 408 && status != 429 => {
@@ -122,37 +92,21 @@ impl Download {
             }
             _ => return Err(self.transfer_error(what, format!("HTTP {status}{detail}"))),
         }
-        self.timed(what, answer.text())
-            .await?
-            .map_err(|e| self.transfer_error(what, with_causes(&e)))
+        self.timed(what, answer.text()).await?.map_err(|e| self.transfer_error(what, with_causes(&e)))
     }
 
     fn announced(&self, file: Listed) -> Result<Announced, HubError> {
         let path = file.rfilename;
         let lfs_size = file.lfs.as_ref().and_then(|lfs| lfs.size);
         // Only what is a sha256 can be compared with one.
-        let sha256 = file
-            .lfs
-            .and_then(|lfs| lfs.sha256)
-            .map(|s| s.to_ascii_lowercase())
-            .filter(|s| is_hex(s, 64));
-        let (Some(size), Some(etag)) = (lfs_size.or(file.size), sha256.clone().or(file.blob_id))
-        else {
+        let sha256 = file.lfs.and_then(|lfs| lfs.sha256).map(|s| s.to_ascii_lowercase()).filter(|s| is_hex(s, 64));
+        let (Some(size), Some(etag)) = (lfs_size.or(file.size), sha256.clone().or(file.blob_id)) else {
             return Err(self.bad_answer(format!("it gives no size or object id of {path}")));
         };
-        if etag.is_empty()
-            || !etag
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-        {
+        if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
             return Err(self.bad_answer(format!("{path} has the object id \"{etag}\"")));
         }
-        Ok(Announced {
-            path,
-            size,
-            etag,
-            sha256,
-        })
+        Ok(Announced { path, size, etag, sha256 })
     }
 }
 

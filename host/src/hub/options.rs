@@ -44,16 +44,10 @@ impl HubOptions {
                 .iter()
                 .any(|name| variable(name).is_some_and(|v| is_true(&v))),
             token: token(&home),
-            endpoint: variable("HF_ENDPOINT")
-                .unwrap_or_else(|| DEFAULT_ENDPOINT.into())
-                .trim_end_matches('/')
-                .into(),
+            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into()).trim_end_matches('/').into(),
             progress: true,
             timeout: Duration::from_secs(
-                variable("HF_HUB_DOWNLOAD_TIMEOUT")
-                    .and_then(|v| v.parse().ok())
-                    .unwrap_or(30)
-                    .clamp(1, 86_400),
+                variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|v| v.parse().ok()).unwrap_or(30).clamp(1, 86_400),
             ),
             retries: 4,
             retry_delay: Duration::from_millis(500),
@@ -72,21 +66,15 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn is_true(value: &str) -> bool {
-    matches!(
-        value.to_ascii_lowercase().as_str(),
-        "1" | "true" | "yes" | "on"
-    )
+    matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")
 }
 
 fn hf_home() -> PathBuf {
     variable("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
-        let cache = variable("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .unwrap_or_else(|| {
-                let home = variable("HOME").or_else(|| variable("USERPROFILE"));
-                home.map_or_else(|| PathBuf::from("."), PathBuf::from)
-                    .join(".cache")
-            });
+        let cache = variable("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
+            let home = variable("HOME").or_else(|| variable("USERPROFILE"));
+            home.map_or_else(|| PathBuf::from("."), PathBuf::from).join(".cache")
+        });
         cache.join("huggingface")
     })
 }

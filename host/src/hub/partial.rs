@@ -20,21 +20,9 @@ pub(super) struct Partial {
 impl Partial {
     /// Keeps the first `keep` bytes of what is there.
     pub(super) fn open(path: &Path, keep: u64) -> Result<Self, HubError> {
-        let options = || {
-            File::options()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .open(path)
-        };
+        let options = || File::options().create(true).truncate(false).read(true).write(true).open(path);
         let file = options().map_err(HubError::io(path))?;
-        let mut partial = Self {
-            path: path.into(),
-            file,
-            hash: Sha256::new(),
-            written: 0,
-        };
+        let mut partial = Self { path: path.into(), file, hash: Sha256::new(), written: 0 };
         partial.rewind_to(keep)?;
         Ok(partial)
     }
@@ -65,9 +53,7 @@ impl Partial {
     }
 
     pub(super) fn append(&mut self, chunk: &[u8]) -> Result<(), HubError> {
-        self.file
-            .write_all(chunk)
-            .map_err(HubError::io(&self.path))?;
+        self.file.write_all(chunk).map_err(HubError::io(&self.path))?;
         self.hash.update(chunk);
         self.written += chunk.len() as u64;
         Ok(())
@@ -76,12 +62,7 @@ impl Partial {
     /// Brings it to the disk; returns its length and sha256.
     pub(super) fn finish(self) -> Result<(u64, String), HubError> {
         self.file.sync_all().map_err(HubError::io(&self.path))?;
-        let sha256 = self
-            .hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok((self.written, sha256))
     }
 }

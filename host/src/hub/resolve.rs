@@ -43,24 +43,13 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<ModelFiles, HubError
         return Err(not_a_model(model, "it is a file, not a folder".into()));
     }
     if let Err(reason) = check_repo_id(model) {
-        return Err(not_a_model(
-            model,
-            format!("there is no such folder, and {reason}"),
-        ));
+        return Err(not_a_model(model, format!("there is no such folder, and {reason}")));
     }
-    if options
-        .revision()
-        .split('/')
-        .any(|part| part.is_empty() || part == "." || part == "..")
-    {
-        return Err(not_a_model(
-            model,
-            format!("\"{}\" is not a revision", options.revision()),
-        ));
+    if options.revision().split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        return Err(not_a_model(model, format!("\"{}\" is not a revision", options.revision())));
     }
     if options.offline {
-        let advice =
-            "HF_HUB_OFFLINE is set: unset it to download the model, or give the path of a folder";
+        let advice = "HF_HUB_OFFLINE is set: unset it to download the model, or give the path of a folder";
         return cached(model, options, advice);
     }
     online(model, options)
@@ -96,10 +85,7 @@ fn online(model: &str, options: &HubOptions) -> Result<ModelFiles, HubError> {
 fn local(name: &str, dir: &Path, revision: Option<String>) -> Result<ModelFiles, HubError> {
     let config = dir.join("config.json");
     if !config.is_file() {
-        return Err(not_a_model(
-            name,
-            format!("{} has no config.json", dir.display()),
-        ));
+        return Err(not_a_model(name, format!("{} has no config.json", dir.display())));
     }
     let mut python_files: Vec<String> = fs::read_dir(dir)
         .map_err(HubError::io(dir))?
@@ -108,13 +94,7 @@ fn local(name: &str, dir: &Path, revision: Option<String>) -> Result<ModelFiles,
         .filter(|file| file.ends_with(".py"))
         .collect();
     python_files.sort();
-    Ok(ModelFiles {
-        name: name.into(),
-        dir: dir.into(),
-        config: read_config(&config)?,
-        revision,
-        python_files,
-    })
+    Ok(ModelFiles { name: name.into(), dir: dir.into(), config: read_config(&config)?, revision, python_files })
 }
 
 /// The model in the cache, if all of it is there.
@@ -135,23 +115,17 @@ fn cached(repo: &str, options: &HubOptions, advice: &str) -> Result<ModelFiles, 
         revision.to_owned()
     } else {
         let file = folder.join("refs").join(revision);
-        let text =
-            fs::read_to_string(&file).map_err(|_| missing(format!("no ref \"{revision}\"")))?;
+        let text = fs::read_to_string(&file).map_err(|_| missing(format!("no ref \"{revision}\"")))?;
         let commit = text.trim().to_owned();
         if !is_plain_name(&commit) {
-            return Err(missing(format!(
-                "the ref \"{revision}\" does not hold a commit"
-            )));
+            return Err(missing(format!("the ref \"{revision}\" does not hold a commit")));
         }
         commit
     };
     let dir = folder.join("snapshots").join(&commit);
     let absent = absent_files(&dir)?;
     if !absent.is_empty() {
-        return Err(missing(format!(
-            "snapshot {commit} lacks {}",
-            absent.join(", ")
-        )));
+        return Err(missing(format!("snapshot {commit} lacks {}", absent.join(", "))));
     }
     local(repo, &dir, Some(commit))
 }
@@ -159,11 +133,7 @@ fn cached(repo: &str, options: &HubOptions, advice: &str) -> Result<ModelFiles, 
 /// The files that a usable snapshot must have and this one has not.
 fn absent_files(dir: &Path) -> Result<Vec<String>, HubError> {
     let lacks = |file: &&str| !dir.join(file).is_file();
-    let mut absent: Vec<String> = ["config.json"]
-        .iter()
-        .filter(|f| lacks(f))
-        .map(ToString::to_string)
-        .collect();
+    let mut absent: Vec<String> = ["config.json"].iter().filter(|f| lacks(f)).map(ToString::to_string).collect();
     if dir.join(SINGLE).is_file() {
         return Ok(absent);
     }
@@ -178,10 +148,7 @@ fn absent_files(dir: &Path) -> Result<Vec<String>, HubError> {
 
 /// The file names in `weight_map`, each once, in order of name.
 pub(super) fn shards_of_index(path: &Path) -> Result<Vec<String>, HubError> {
-    let mut shards: Vec<String> = read_index(path)?
-        .into_iter()
-        .map(|(_, file)| file)
-        .collect();
+    let mut shards: Vec<String> = read_index(path)?.into_iter().map(|(_, file)| file).collect();
     shards.sort();
     shards.dedup();
     Ok(shards)
@@ -189,27 +156,18 @@ pub(super) fn shards_of_index(path: &Path) -> Result<Vec<String>, HubError> {
 
 /// Tensor names and the files that hold them.
 pub(super) fn read_index(path: &Path) -> Result<Vec<(String, String)>, HubError> {
-    let wrong = |message: String| HubError::File {
-        file: path.into(),
-        message,
-    };
+    let wrong = |message: String| HubError::File { file: path.into(), message };
     let text = fs::read(path).map_err(HubError::io(path))?;
-    let index: Value = serde_json::from_slice(&text).map_err(|e| HubError::Json {
-        path: path.into(),
-        message: e.to_string(),
-    })?;
+    let index: Value =
+        serde_json::from_slice(&text).map_err(|e| HubError::Json { path: path.into(), message: e.to_string() })?;
     let map = index.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| {
-        wrong("\"weight_map\" must be an object of tensor names and file names".into())
-    })?;
+    let map = map.ok_or_else(|| wrong("\"weight_map\" must be an object of tensor names and file names".into()))?;
     if map.is_empty() {
         return Err(wrong("\"weight_map\" is empty".into()));
     }
     map.iter()
         .map(|(tensor, file)| {
-            let file = file
-                .as_str()
-                .filter(|f| is_plain_name(f) && f.ends_with(".safetensors"));
+            let file = file.as_str().filter(|f| is_plain_name(f) && f.ends_with(".safetensors"));
             let file = file.ok_or_else(|| HubError::Tensor {
                 file: path.into(),
                 tensor: tensor.clone(),
@@ -226,18 +184,11 @@ pub(super) fn read_index(path: &Path) -> Result<Vec<(String, String)>, HubError>
 /// `config.json`. Python writes the floats `Infinity`, `-Infinity` and `NaN`, which JSON does not have; they become
 /// `{"__float__": "Infinity"}`, as newer versions of transformers write them.
 fn read_config(path: &Path) -> Result<Value, HubError> {
-    let wrong = |message: String| HubError::Json {
-        path: path.into(),
-        message,
-    };
+    let wrong = |message: String| HubError::Json { path: path.into(), message };
     let text = fs::read_to_string(path).map_err(HubError::io(path))?;
     let parsed = serde_json::from_str(&text).or_else(|error| {
         let replaced = name_python_floats(&text);
-        if replaced == text {
-            Err(error)
-        } else {
-            serde_json::from_str(&replaced)
-        }
+        if replaced == text { Err(error) } else { serde_json::from_str(&replaced) }
     });
     let config: Value = parsed.map_err(|e| wrong(e.to_string()))?;
     if !config.is_object() {
@@ -261,10 +212,7 @@ fn name_python_floats(text: &str) -> String {
             let end = end.map_or(rest.len(), |at| at + 2);
             out.push_str(&rest[..end]);
             rest = &rest[end..];
-        } else if let Some(word) = ["-Infinity", "Infinity", "NaN"]
-            .iter()
-            .find(|word| rest.starts_with(**word))
-        {
+        } else if let Some(word) = ["-Infinity", "Infinity", "NaN"].iter().find(|word| rest.starts_with(**word)) {
             out.push_str(&format!("{{\"__float__\": \"{word}\"}}"));
             rest = &rest[word.len()..];
         } else {
@@ -298,16 +246,9 @@ fn check_repo_id(model: &str) -> Result<(), String> {
     let parts: Vec<&str> = model.split('/').collect();
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let well_formed = |part: &&str| {
-        !part.is_empty()
-            && part.chars().all(allowed)
-            && !part.starts_with(['.', '-'])
-            && !part.ends_with(['.', '-'])
+        !part.is_empty() && part.chars().all(allowed) && !part.starts_with(['.', '-']) && !part.ends_with(['.', '-'])
     };
-    if parts.len() > 2
-        || !parts.iter().all(well_formed)
-        || model.contains("..")
-        || model.contains("--")
-    {
+    if parts.len() > 2 || !parts.iter().all(well_formed) || model.contains("..") || model.contains("--") {
         return Err("it is not a repository id either".into());
     }
     Ok(())
@@ -321,10 +262,7 @@ fn expand_home(model: &str) -> PathBuf {
 }
 
 fn not_a_model(model: &str, reason: String) -> HubError {
-    HubError::NotAModel {
-        model: model.into(),
-        reason,
-    }
+    HubError::NotAModel { model: model.into(), reason }
 }
 
 #[cfg(test)]
@@ -367,36 +305,17 @@ mod tests {
         assert!(error.contains("has no config.json"), "{error}");
 
         let config = dir.path().join("config.json");
-        for (text, part) in [
-            ("{\"a\": ", "not valid JSON"),
-            ("[]", "must hold an object"),
-            ("", "not valid JSON"),
-        ] {
+        for (text, part) in [("{\"a\": ", "not valid JSON"), ("[]", "must hold an object"), ("", "not valid JSON")] {
             fs::write(&config, text).unwrap();
             let error = resolve(name, &options(dir.path())).unwrap_err().to_string();
-            assert!(
-                error.contains(part) && error.contains("config.json"),
-                "{error}"
-            );
+            assert!(error.contains(part) && error.contains("config.json"), "{error}");
         }
 
-        let error = resolve(config.to_str().unwrap(), &options(dir.path()))
-            .unwrap_err()
-            .to_string();
+        let error = resolve(config.to_str().unwrap(), &options(dir.path())).unwrap_err().to_string();
         assert!(error.contains("it is a file, not a folder"), "{error}");
-        for path in [
-            "./nothing/here",
-            "/no/such/folder",
-            "a/b/c",
-            "org/../x",
-            "org/na me",
-            "-x/y",
-        ] {
+        for path in ["./nothing/here", "/no/such/folder", "a/b/c", "org/../x", "org/na me", "-x/y"] {
             let error = resolve(path, &options(dir.path())).unwrap_err().to_string();
-            assert!(
-                error.contains("no such folder") && error.contains(path),
-                "{error}"
-            );
+            assert!(error.contains("no such folder") && error.contains(path), "{error}");
         }
     }
 
@@ -405,9 +324,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let text = r#"{"limit": [0.0, Infinity], "low": -Infinity, "none": NaN, "text": "Infinity \" NaN"}"#;
         fs::write(dir.path().join("config.json"), text).unwrap();
-        let config = resolve(dir.path().to_str().unwrap(), &options(dir.path()))
-            .unwrap()
-            .config;
+        let config = resolve(dir.path().to_str().unwrap(), &options(dir.path())).unwrap().config;
         assert_eq!(config["limit"][1]["__float__"], "Infinity");
         assert_eq!(config["low"]["__float__"], "-Infinity");
         assert_eq!(config["none"]["__float__"], "NaN");
@@ -418,15 +335,8 @@ mod tests {
     fn offline_needs_a_complete_snapshot() {
         let cache = tempfile::tempdir().unwrap();
         let miss = |part: &str| {
-            let error = resolve("org/name", &options(cache.path()))
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains(part)
-                    && error.contains("HF_HUB_OFFLINE")
-                    && error.contains("org/name"),
-                "{error}"
-            );
+            let error = resolve("org/name", &options(cache.path())).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("HF_HUB_OFFLINE") && error.contains("org/name"), "{error}");
         };
         miss("no folder models--org--name");
         let folder = cache.path().join("models--org--name");
@@ -436,26 +346,15 @@ mod tests {
         fs::create_dir_all(folder.join("refs")).unwrap();
         fs::write(folder.join("refs/main"), "../../../elsewhere").unwrap();
         miss("does not hold a commit");
-        fs::write(
-            folder.join("refs/main"),
-            "0123456789012345678901234567890123456789\n",
-        )
-        .unwrap();
+        fs::write(folder.join("refs/main"), "0123456789012345678901234567890123456789\n").unwrap();
         miss("lacks config.json, model.safetensors");
         fs::write(snapshot.join("config.json"), "{}").unwrap();
-        fs::write(
-            snapshot.join(INDEX),
-            r#"{"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}"#,
-        )
-        .unwrap();
+        fs::write(snapshot.join(INDEX), r#"{"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}"#).unwrap();
         fs::write(snapshot.join("x.safetensors"), "").unwrap();
         miss("lacks y.safetensors");
         fs::write(snapshot.join("y.safetensors"), "").unwrap();
         let files = resolve("org/name", &options(cache.path())).unwrap();
         assert_eq!(files.dir, snapshot);
-        assert_eq!(
-            files.revision.as_deref(),
-            Some("0123456789012345678901234567890123456789")
-        );
+        assert_eq!(files.revision.as_deref(), Some("0123456789012345678901234567890123456789"));
     }
 }

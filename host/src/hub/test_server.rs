@@ -55,30 +55,14 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn start(files: &[(&str, &[u8])]) -> Self {
-        let files = files
-            .iter()
-            .map(|(name, data)| (name.to_string(), data.to_vec()))
-            .collect();
-        let hub = Arc::new(Mutex::new(Hub {
-            files,
-            ..Hub::default()
-        }));
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let listener = runtime
-            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-            .unwrap();
+        let files = files.iter().map(|(name, data)| (name.to_string(), data.to_vec())).collect();
+        let hub = Arc::new(Mutex::new(Hub { files, ..Hub::default() }));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let app = Router::new().fallback(answer).with_state(hub.clone());
         runtime.spawn(async move { axum::serve(listener, app).await });
-        Self {
-            hub,
-            endpoint,
-            _runtime: runtime,
-        }
+        Self { hub, endpoint, _runtime: runtime }
     }
 
     pub(super) fn options(&self, cache: &Path) -> HubOptions {
@@ -107,10 +91,7 @@ impl Server {
 }
 
 pub(super) fn sha256(data: &[u8]) -> String {
-    Sha256::digest(data)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 async fn answer(State(hub): State<Shared>, request: Request) -> Response {
@@ -118,10 +99,7 @@ async fn answer(State(hub): State<Shared>, request: Request) -> Response {
     let authorization = header(&request, "authorization");
     let silent = {
         let mut hub = hub.lock().unwrap();
-        let range = range
-            .as_deref()
-            .map(|r| format!(" {r}"))
-            .unwrap_or_default();
+        let range = range.as_deref().map(|r| format!(" {r}")).unwrap_or_default();
         hub.log.push(format!("{} {path}{range}", request.method()));
         if hub.busy > 0 {
             hub.busy -= 1;
@@ -130,14 +108,10 @@ async fn answer(State(hub): State<Shared>, request: Request) -> Response {
         if let Some((status, message)) = hub.refuse {
             return refusal(status, message);
         }
-        if hub
-            .token
-            .is_some_and(|token| authorization != Some(format!("Bearer {token}")))
-        {
+        if hub.token.is_some_and(|token| authorization != Some(format!("Bearer {token}"))) {
             return refusal(401, "Invalid credentials");
         }
-        hub.silent
-            .is_some_and(|file| path.ends_with(file) && request.method() == Method::GET)
+        hub.silent.is_some_and(|file| path.ends_with(file) && request.method() == Method::GET)
     };
     if silent {
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -146,9 +120,7 @@ async fn answer(State(hub): State<Shared>, request: Request) -> Response {
     if let Some(revision) = path.strip_prefix("/api/models/org/tiny/revision/") {
         return listing(&hub, revision, request.uri().query());
     }
-    let resolved = path
-        .strip_prefix("/org/tiny/resolve/")
-        .and_then(|rest| rest.split_once('/'));
+    let resolved = path.strip_prefix("/org/tiny/resolve/").and_then(|rest| rest.split_once('/'));
     match resolved {
         Some((commit, file)) if [COMMIT, OLD].contains(&commit) => {
             if hub.gated {
@@ -161,18 +133,11 @@ async fn answer(State(hub): State<Shared>, request: Request) -> Response {
 }
 
 fn header(request: &Request, name: &str) -> Option<String> {
-    request
-        .headers()
-        .get(name)
-        .map(|v| v.to_str().unwrap().to_owned())
+    request.headers().get(name).map(|v| v.to_str().unwrap().to_owned())
 }
 
 fn refusal(status: u16, message: &str) -> Response {
-    (
-        StatusCode::from_u16(status).unwrap(),
-        [("x-error-message", message.to_owned())],
-    )
-        .into_response()
+    (StatusCode::from_u16(status).unwrap(), [("x-error-message", message.to_owned())]).into_response()
 }
 
 fn content(hub: &Hub, file: &str, commit: &str) -> Option<Vec<u8>> {
@@ -203,8 +168,7 @@ fn listing(hub: &Hub, revision: &str, query: Option<&str>) -> Response {
             }
         })
         .collect();
-    axum::Json(json!({"_id": "1", "id": "org/tiny", "sha": commit, "siblings": files}))
-        .into_response()
+    axum::Json(json!({"_id": "1", "id": "org/tiny", "sha": commit, "siblings": files})).into_response()
 }
 
 fn body(hub: &Hub, file: &str, commit: &str, method: &Method, range: Option<&str>) -> Response {
@@ -215,25 +179,15 @@ fn body(hub: &Hub, file: &str, commit: &str, method: &Method, range: Option<&str
         data[0] ^= 1;
     }
     let total = data.len();
-    let from = range.filter(|_| !hub.ignore_ranges).map_or(0, |r| {
-        r.strip_prefix("bytes=")
-            .and_then(|r| r.split_once('-'))
-            .unwrap()
-            .0
-            .parse::<usize>()
-            .unwrap()
-    });
-    let status = if from > 0 {
-        StatusCode::PARTIAL_CONTENT
-    } else {
-        StatusCode::OK
-    };
+    let from = range
+        .filter(|_| !hub.ignore_ranges)
+        .map_or(0, |r| r.strip_prefix("bytes=").and_then(|r| r.split_once('-')).unwrap().0.parse::<usize>().unwrap());
+    let status = if from > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
     let rest = Bytes::from(data).slice(from..);
     let length = rest.len();
     let stream = match hub.cut {
         Some((name, after)) if name == file && total > after => {
-            let first: Result<Bytes, std::io::Error> =
-                Ok(rest.slice(..after.saturating_sub(from).min(length)));
+            let first: Result<Bytes, std::io::Error> = Ok(rest.slice(..after.saturating_sub(from).min(length)));
             // Later, so that the first part has left.
             let error = async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -244,15 +198,7 @@ fn body(hub: &Hub, file: &str, commit: &str, method: &Method, range: Option<&str
         }
         _ => Body::from(rest),
     };
-    let stream = if *method == Method::HEAD {
-        Body::empty()
-    } else {
-        stream
-    };
-    let headers = [
-        ("content-length", length.to_string()),
-        ("etag", "\"x\"".into()),
-        ("x-repo-commit", commit.into()),
-    ];
+    let stream = if *method == Method::HEAD { Body::empty() } else { stream };
+    let headers = [("content-length", length.to_string()), ("etag", "\"x\"".into()), ("x-repo-commit", commit.into())];
     (status, headers, stream).into_response()
 }

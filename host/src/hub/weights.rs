@@ -74,13 +74,8 @@ impl Weights {
         }
         let index = dir.join(INDEX);
         if !index.is_file() {
-            let message = format!(
-                "the folder has neither {SINGLE} nor {INDEX}; only safetensors weights are read"
-            );
-            return Err(HubError::File {
-                file: dir.into(),
-                message,
-            });
+            let message = format!("the folder has neither {SINGLE} nor {INDEX}; only safetensors weights are read");
+            return Err(HubError::File { file: dir.into(), message });
         }
         let entries = read_index(&index)?;
         let mut names: Vec<&str> = entries.iter().map(|(_, file)| file.as_str()).collect();
@@ -91,10 +86,7 @@ impl Weights {
             let path = dir.join(name);
             if !path.is_file() {
                 let message = format!("names {name}, which is not in the folder; fetch it");
-                return Err(HubError::File {
-                    file: index,
-                    message,
-                });
+                return Err(HubError::File { file: index, message });
             }
             sources.push(Source::map(path)?);
         }
@@ -103,11 +95,7 @@ impl Weights {
             let stored = weights.stored(tensor);
             if stored.is_none_or(|stored| weights.inner.files[stored.file].path != dir.join(file)) {
                 let message = format!("the index says that it is in {file}, but it is not");
-                return Err(HubError::Tensor {
-                    file: index,
-                    tensor: tensor.clone(),
-                    message,
-                });
+                return Err(HubError::Tensor { file: index, tensor: tensor.clone(), message });
             }
         }
         Ok(weights)
@@ -115,10 +103,7 @@ impl Weights {
 
     /// A checkpoint that is part of the program.
     pub fn from_static(file: &'static [u8]) -> Result<Self, HubError> {
-        Self::from_sources(vec![Source {
-            path: PathBuf::from("(built-in model)"),
-            data: Data::Static(file),
-        }])
+        Self::from_sources(vec![Source { path: PathBuf::from("(built-in model)"), data: Data::Static(file) }])
     }
 
     fn from_sources(files: Vec<Source>) -> Result<Self, HubError> {
@@ -126,35 +111,17 @@ impl Weights {
         for (file, source) in files.iter().enumerate() {
             for info in parse(source.bytes()).map_err(|fault| source.fault(fault))? {
                 let tensor = info.name.clone();
-                let stored = Stored {
-                    file,
-                    info,
-                    copy: OnceLock::new(),
-                };
+                let stored = Stored { file, info, copy: OnceLock::new() };
                 if let Some(other) = tensors.insert(tensor.clone(), stored) {
                     let message = format!("is also in {}", files[other.file].path.display());
-                    return Err(HubError::Tensor {
-                        file: source.path.clone(),
-                        tensor,
-                        message,
-                    });
+                    return Err(HubError::Tensor { file: source.path.clone(), tensor, message });
                 }
             }
         }
-        let weights = Self {
-            inner: Arc::new(Inner { files, tensors: tensors.into_iter().collect() }),
-        };
-        let misaligned = weights
-            .inner
-            .tensors
-            .iter()
-            .filter(|(_, t)| !weights.is_aligned(t))
-            .count();
+        let weights = Self { inner: Arc::new(Inner { files, tensors: tensors.into_iter().collect() }) };
+        let misaligned = weights.inner.tensors.iter().filter(|(_, t)| !weights.is_aligned(t)).count();
         if misaligned > 0 {
-            tracing::warn!(
-                misaligned,
-                "tensors are not aligned in their file and are copied to memory on first use"
-            );
+            tracing::warn!(misaligned, "tensors are not aligned in their file and are copied to memory on first use");
         }
         Ok(weights)
     }
@@ -180,18 +147,12 @@ impl Weights {
 
     /// All tensors, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, WeightView<'_>)> {
-        self.inner
-            .tensors
-            .iter()
-            .map(|(name, stored)| (name.as_str(), self.view(stored)))
+        self.inner.tensors.iter().map(|(name, stored)| (name.as_str(), self.view(stored)))
     }
 
     /// Names, types and shapes of all tensors, sorted by name; touches no data.
     pub fn describe(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
-        self.inner
-            .tensors
-            .iter()
-            .map(|(name, t)| (name.as_str(), t.info.dtype, t.info.shape.as_slice()))
+        self.inner.tensors.iter().map(|(name, t)| (name.as_str(), t.info.dtype, t.info.shape.as_slice()))
     }
 
     /// How many tensors there are.
@@ -206,11 +167,7 @@ impl Weights {
 
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
-        self.inner
-            .tensors
-            .iter()
-            .map(|(_, t)| (t.info.end - t.info.begin) as u64)
-            .sum()
+        self.inner.tensors.iter().map(|(_, t)| (t.info.end - t.info.begin) as u64).sum()
     }
 
     /// Checks that every expected tensor is there with its shape. Returns the names that were not expected.
@@ -223,10 +180,7 @@ impl Weights {
             match self.stored(name) {
                 None => missing.push(name.clone()),
                 Some(t) if t.info.shape != *shape => {
-                    wrong.push(format!(
-                        "{name} has shape {:?} instead of {shape:?}",
-                        t.info.shape
-                    ));
+                    wrong.push(format!("{name} has shape {:?} instead of {shape:?}", t.info.shape));
                 }
                 Some(_) => {}
             }
@@ -237,21 +191,13 @@ impl Weights {
         }
         let mut parts = Vec::new();
         if !missing.is_empty() {
-            parts.push(format!(
-                "{} missing tensors: {}",
-                missing.len(),
-                listed(&missing)
-            ));
+            parts.push(format!("{} missing tensors: {}", missing.len(), listed(&missing)));
         }
         if !wrong.is_empty() {
             parts.push(format!("{} wrong shapes: {}", wrong.len(), listed(&wrong)));
         }
         if !unexpected.is_empty() {
-            parts.push(format!(
-                "{} tensors that nothing asks for: {}",
-                unexpected.len(),
-                listed(&unexpected)
-            ));
+            parts.push(format!("{} tensors that nothing asks for: {}", unexpected.len(), listed(&unexpected)));
         }
         Err(HubError::Mismatch(parts.join("; ")))
     }
@@ -267,16 +213,9 @@ impl Weights {
         let data = if self.is_aligned(stored) {
             self.stored_bytes(stored)
         } else {
-            stored
-                .copy
-                .get_or_init(|| Aligned::copy(self.stored_bytes(stored)))
-                .bytes()
+            stored.copy.get_or_init(|| Aligned::copy(self.stored_bytes(stored))).bytes()
         };
-        WeightView {
-            dtype: stored.info.dtype,
-            shape: &stored.info.shape,
-            data,
-        }
+        WeightView { dtype: stored.info.dtype, shape: &stored.info.shape, data }
     }
 
     fn stored_bytes(&self, stored: &Stored) -> &[u8] {
@@ -284,19 +223,13 @@ impl Weights {
     }
 
     fn is_aligned(&self, stored: &Stored) -> bool {
-        self.stored_bytes(stored)
-            .as_ptr()
-            .addr()
-            .is_multiple_of(stored.info.dtype.size())
+        self.stored_bytes(stored).as_ptr().addr().is_multiple_of(stored.info.dtype.size())
     }
 }
 
 impl fmt::Debug for Weights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Weights")
-            .field("tensors", &self.len())
-            .field("bytes", &self.total_bytes())
-            .finish()
+        f.debug_struct("Weights").field("tensors", &self.len()).field("bytes", &self.total_bytes()).finish()
     }
 }
 
@@ -306,19 +239,13 @@ impl Source {
         let file = File::open(&path).map_err(HubError::io(&path))?;
         let length = file.metadata().map_err(HubError::io(&path))?.len();
         if length == 0 {
-            return Err(HubError::File {
-                file: path,
-                message: "the file is empty; fetch it again".into(),
-            });
+            return Err(HubError::File { file: path, message: "the file is empty; fetch it again".into() });
         }
         // SAFETY: the map is read-only and private to this process. Its bytes change under us only if another process
         // writes into or truncates the file while it is served; that breaks every memory-mapping loader. Files of the
         // hub cache are replaced by renaming and never written in place. No type but `u8` is read through the map here.
         let map = unsafe { Mmap::map(&file) }.map_err(HubError::io(&path))?;
-        Ok(Self {
-            path,
-            data: Data::Mapped(map),
-        })
+        Ok(Self { path, data: Data::Mapped(map) })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -331,15 +258,8 @@ impl Source {
     fn fault(&self, fault: Fault) -> HubError {
         let file = self.path.clone();
         match fault.tensor {
-            Some(tensor) => HubError::Tensor {
-                file,
-                tensor,
-                message: fault.message,
-            },
-            None => HubError::File {
-                file,
-                message: fault.message,
-            },
+            Some(tensor) => HubError::Tensor { file, tensor, message: fault.message },
+            None => HubError::File { file, message: fault.message },
         }
     }
 
@@ -373,18 +293,9 @@ impl Aligned {
 }
 
 fn listed(names: &[String]) -> String {
-    let shown = names
-        .iter()
-        .take(LISTED)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(", ");
+    let shown = names.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
     let more = names.len().saturating_sub(LISTED);
-    if more == 0 {
-        shown
-    } else {
-        format!("{shown} and {more} more")
-    }
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 #[cfg(test)]
@@ -404,17 +315,11 @@ mod tests {
         }
         let mut header = serde_json::Value::Object(header).to_string();
         header.push_str(&" ".repeat(pad));
-        [
-            &(header.len() as u64).to_le_bytes()[..],
-            header.as_bytes(),
-            &body,
-        ]
-        .concat()
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &body].concat()
     }
 
     const A: (&str, Dtype, &[usize], &[u8]) = ("a", Dtype::U8, &[3], &[1, 2, 3]);
-    const B: (&str, Dtype, &[usize], &[u8]) =
-        ("b", Dtype::F32, &[1, 2], &[0, 0, 128, 63, 0, 0, 0, 64]);
+    const B: (&str, Dtype, &[usize], &[u8]) = ("b", Dtype::F32, &[1, 2], &[0, 0, 128, 63, 0, 0, 0, 64]);
 
     #[test]
     fn single_file_with_misaligned_tensor() {
@@ -428,11 +333,7 @@ mod tests {
             let b = weights.get("b").unwrap();
             assert_eq!((b.dtype, b.shape, b.data), (B.1, B.2, B.3));
             assert!(b.data.as_ptr().addr().is_multiple_of(4));
-            assert_eq!(
-                weights.get("b").unwrap().data.as_ptr(),
-                b.data.as_ptr(),
-                "copied once"
-            );
+            assert_eq!(weights.get("b").unwrap().data.as_ptr(), b.data.as_ptr(), "copied once");
             assert_eq!(weights.get("a").unwrap().data, A.3);
             assert!(weights.get("c").is_none());
             assert_eq!((weights.len(), weights.total_bytes()), (2, 11));
@@ -446,13 +347,8 @@ mod tests {
     fn built_in() {
         static EMPTY: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
         assert!(Weights::from_static(EMPTY).unwrap().is_empty());
-        let error = Weights::from_static(b"\x03\0\0\0\0\0\0\0{}")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("built-in") && error.contains("cut off"),
-            "{error}"
-        );
+        let error = Weights::from_static(b"\x03\0\0\0\0\0\0\0{}").unwrap_err().to_string();
+        assert!(error.contains("built-in") && error.contains("cut off"), "{error}");
     }
 
     #[test]
@@ -470,50 +366,25 @@ mod tests {
         fails(&["index.json", "weight_map"]);
         write(INDEX, br#"{"weight_map": {}}"#);
         fails(&["index.json", "is empty"]);
-        for file in [
-            "\"../x.safetensors\"",
-            "\"x.bin\"",
-            "7",
-            "\"/x.safetensors\"",
-        ] {
-            write(
-                INDEX,
-                format!(r#"{{"weight_map": {{"a": {file}}}}}"#).as_bytes(),
-            );
+        for file in ["\"../x.safetensors\"", "\"x.bin\"", "7", "\"/x.safetensors\""] {
+            write(INDEX, format!(r#"{{"weight_map": {{"a": {file}}}}}"#).as_bytes());
             fails(&["index.json", "tensor \"a\"", file]);
         }
-        write(
-            INDEX,
-            br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#,
-        );
+        write(INDEX, br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#);
         write("1.safetensors", &file(&[A], 0));
         fails(&["index.json", "2.safetensors", "not in the folder"]);
         write("2.safetensors", b"");
         fails(&["2.safetensors", "empty"]);
         write("2.safetensors", &file(&[A], 0));
-        fails(&[
-            "2.safetensors",
-            "tensor \"a\"",
-            "is also in",
-            "1.safetensors",
-        ]);
+        fails(&["2.safetensors", "tensor \"a\"", "is also in", "1.safetensors"]);
         write("2.safetensors", &file(&[("c", A.1, A.2, A.3)], 0));
         fails(&["index.json", "tensor \"b\"", "2.safetensors"]);
         write("2.safetensors", &file(&[("c", A.1, A.2, A.3), B], 0));
         let weights = Weights::open(dir.path()).unwrap();
-        assert_eq!(
-            weights
-                .describe()
-                .map(|(name, ..)| name)
-                .collect::<Vec<_>>(),
-            ["a", "b", "c"]
-        );
+        assert_eq!(weights.describe().map(|(name, ..)| name).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(weights.get("b").unwrap().data, B.3);
         // The wrong shard: named with the tensor.
-        write(
-            INDEX,
-            br#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#,
-        );
+        write(INDEX, br#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#);
         fails(&["tensor \"a\"", "2.safetensors"]);
         // Faults in a header name the file.
         let cut = file(&[B], 0);
@@ -526,32 +397,16 @@ mod tests {
         let bytes: &'static [u8] = file(&[A, B], 0).leak();
         let weights = Weights::from_static(bytes).unwrap();
         let expect = |list: &[(&str, &[usize])]| {
-            weights.check(
-                &list
-                    .iter()
-                    .map(|(n, s)| (n.to_string(), s.to_vec()))
-                    .collect::<Vec<_>>(),
-            )
+            weights.check(&list.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect::<Vec<_>>())
         };
         assert!(expect(&[("a", &[3]), ("b", &[1, 2])]).unwrap().is_empty());
         assert_eq!(expect(&[("a", &[3])]).unwrap(), ["b"]);
-        let error = expect(&[("b", &[2, 1]), ("x", &[1])])
-            .unwrap_err()
-            .to_string();
+        let error = expect(&[("b", &[2, 1]), ("x", &[1])]).unwrap_err().to_string();
         assert!(error.contains("1 missing tensors: x;"), "{error}");
-        assert!(
-            error.contains("b has shape [1, 2] instead of [2, 1]"),
-            "{error}"
-        );
-        let many: Vec<(String, Vec<usize>)> = (0..25)
-            .map(|i| (format!("layer.{i:02}"), vec![1]))
-            .collect();
+        assert!(error.contains("b has shape [1, 2] instead of [2, 1]"), "{error}");
+        let many: Vec<(String, Vec<usize>)> = (0..25).map(|i| (format!("layer.{i:02}"), vec![1])).collect();
         let error = weights.check(&many).unwrap_err().to_string();
-        assert!(
-            error.contains("25 missing tensors: layer.00")
-                && error.contains("layer.09 and 15 more"),
-            "{error}"
-        );
+        assert!(error.contains("25 missing tensors: layer.00") && error.contains("layer.09 and 15 more"), "{error}");
         assert!(!error.contains("layer.10"), "{error}");
     }
 }

@@ -122,14 +122,8 @@ pub struct RequestParams {
 
 impl Default for RequestParams {
     fn default() -> Self {
-        let SamplingParams {
-            max_tokens,
-            temperature,
-            top_p,
-            min_p,
-            repetition_penalty,
-            ..
-        } = SamplingParams::default();
+        let SamplingParams { max_tokens, temperature, top_p, min_p, repetition_penalty, .. } =
+            SamplingParams::default();
         Self {
             n: 1,
             max_tokens: Some(max_tokens),
@@ -175,39 +169,16 @@ impl RequestParams {
     /// Checks every range.
     pub fn validate(&self, info: &ModelInfo) -> Result<(), ParamError> {
         in_range("temperature", self.temperature, "at least 0", |v| v >= 0.0)?;
-        in_range("top_p", self.top_p, "above 0 and at most 1", |v| {
-            v > 0.0 && v <= 1.0
-        })?;
-        in_range("min_p", self.min_p, "from 0 to 1", |v| {
-            (0.0..=1.0).contains(&v)
-        })?;
-        in_range(
-            "presence_penalty",
-            self.presence_penalty,
-            "from -2 to 2",
-            |v| (-2.0..=2.0).contains(&v),
-        )?;
-        in_range(
-            "frequency_penalty",
-            self.frequency_penalty,
-            "from -2 to 2",
-            |v| (-2.0..=2.0).contains(&v),
-        )?;
-        in_range(
-            "repetition_penalty",
-            self.repetition_penalty,
-            "above 0",
-            |v| v > 0.0,
-        )?;
+        in_range("top_p", self.top_p, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?;
+        in_range("min_p", self.min_p, "from 0 to 1", |v| (0.0..=1.0).contains(&v))?;
+        in_range("presence_penalty", self.presence_penalty, "from -2 to 2", |v| (-2.0..=2.0).contains(&v))?;
+        in_range("frequency_penalty", self.frequency_penalty, "from -2 to 2", |v| (-2.0..=2.0).contains(&v))?;
+        in_range("repetition_penalty", self.repetition_penalty, "above 0", |v| v > 0.0)?;
         for &(_, bias) in &self.logit_bias {
             in_range("logit_bias", bias, "a finite number", |_| true)?;
         }
-        check("top_k", self.top_k >= -1, || {
-            format!("must be -1 or 0 (off), or at least 1, got {}", self.top_k)
-        })?;
-        check("n", (1..=MAX_N).contains(&self.n), || {
-            format!("must be from 1 to {MAX_N}, got {}", self.n)
-        })?;
+        check("top_k", self.top_k >= -1, || format!("must be -1 or 0 (off), or at least 1, got {}", self.top_k))?;
+        check("n", (1..=MAX_N).contains(&self.n), || format!("must be from 1 to {MAX_N}, got {}", self.n))?;
         self.check_lengths()?;
         self.check_stop()?;
         check_logprobs("logprobs", self.logprobs, info)?;
@@ -216,53 +187,27 @@ impl RequestParams {
     }
 
     fn check_lengths(&self) -> Result<(), ParamError> {
-        let Self {
-            max_tokens,
-            min_tokens,
-            ..
-        } = *self;
-        check("max_tokens", max_tokens != Some(0), || {
-            "must be at least 1, got 0".into()
-        })?;
-        check(
-            "min_tokens",
-            max_tokens.is_none_or(|max| min_tokens <= max),
-            || {
-                format!(
-                    "must be at most max_tokens ({}), got {min_tokens}",
-                    max_tokens.unwrap_or_default()
-                )
-            },
-        )
+        let Self { max_tokens, min_tokens, .. } = *self;
+        check("max_tokens", max_tokens != Some(0), || "must be at least 1, got 0".into())?;
+        check("min_tokens", max_tokens.is_none_or(|max| min_tokens <= max), || {
+            format!("must be at most max_tokens ({}), got {min_tokens}", max_tokens.unwrap_or_default())
+        })
     }
 
     fn check_stop(&self) -> Result<(), ParamError> {
         let count = self.stop.len();
-        check("stop", count <= MAX_STOP, || {
-            format!("must be at most {MAX_STOP} strings, got {count}")
-        })?;
-        check(
-            "stop",
-            self.stop.iter().all(|stop| !stop.is_empty()),
-            || "must not contain an empty string".into(),
-        )?;
+        check("stop", count <= MAX_STOP, || format!("must be at most {MAX_STOP} strings, got {count}"))?;
+        check("stop", self.stop.iter().all(|stop| !stop.is_empty()), || "must not contain an empty string".into())?;
         check("stop", self.stop.is_empty() || self.detokenize, || {
-            "strings can only be found in text; set detokenize to true, or use stop_token_ids"
-                .into()
+            "strings can only be found in text; set detokenize to true, or use stop_token_ids".into()
         })?;
-        let words = self
-            .bad_words
-            .iter()
-            .all(|word| !word.trim_start().is_empty());
-        check("bad_words", words, || {
-            "must not contain an empty word".into()
-        })
+        let words = self.bad_words.iter().all(|word| !word.trim_start().is_empty());
+        check("bad_words", words, || "must not contain an empty word".into())
     }
 
     fn check_ids(&self, info: &ModelInfo) -> Result<(), ParamError> {
         let vocab_size = info.vocab_size;
-        let each = |field, mut ids: Box<dyn Iterator<Item = u32> + '_>| match ids
-            .find(|&id| id as usize >= vocab_size)
+        let each = |field, mut ids: Box<dyn Iterator<Item = u32> + '_>| match ids.find(|&id| id as usize >= vocab_size)
         {
             Some(id) => check(field, false, || {
                 format!(
@@ -272,14 +217,8 @@ impl RequestParams {
             }),
             None => Ok(()),
         };
-        each(
-            "logit_bias",
-            Box::new(self.logit_bias.iter().map(|&(id, _)| id)),
-        )?;
-        each(
-            "stop_token_ids",
-            Box::new(self.stop_token_ids.iter().copied()),
-        )?;
+        each("logit_bias", Box::new(self.logit_bias.iter().map(|&(id, _)| id)))?;
+        each("stop_token_ids", Box::new(self.stop_token_ids.iter().copied()))?;
         if let Some(allowed) = &self.allowed_token_ids {
             check("allowed_token_ids", !allowed.is_empty(), || {
                 "must not be empty; leave it out to allow all tokens".into()
@@ -299,12 +238,8 @@ impl RequestParams {
         engine: &EngineHandle,
     ) -> SamplingParams {
         let vocab_size = engine.spec().vocab_size;
-        let count =
-            |wanted: Option<i64>| wanted.map(|count| usize::try_from(count).unwrap_or(vocab_size));
-        let room = engine
-            .max_request_tokens()
-            .saturating_sub(prompt_len)
-            .max(1);
+        let count = |wanted: Option<i64>| wanted.map(|count| usize::try_from(count).unwrap_or(vocab_size));
+        let room = engine.max_request_tokens().saturating_sub(prompt_len).max(1);
         SamplingParams {
             max_tokens: self.max_tokens.unwrap_or(room),
             min_tokens: self.min_tokens,
@@ -315,11 +250,7 @@ impl RequestParams {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             repetition_penalty: self.repetition_penalty,
-            logit_bias: self
-                .logit_bias
-                .iter()
-                .map(|&(id, bias)| (id, bias.clamp(-100.0, 100.0)))
-                .collect(),
+            logit_bias: self.logit_bias.iter().map(|&(id, bias)| (id, bias.clamp(-100.0, 100.0))).collect(),
             allowed_token_ids: self.allowed_token_ids.clone(),
             bad_words: bad_words.to_vec(),
             stop_token_ids: self.stop_token_ids.clone(),
@@ -333,59 +264,165 @@ impl RequestParams {
     }
 }
 
-fn check(
-    field: &'static str,
-    fine: bool,
-    message: impl FnOnce() -> String,
-) -> Result<(), ParamError> {
-    if fine {
-        Ok(())
-    } else {
-        Err(ParamError {
-            field,
-            message: message(),
-        })
-    }
+fn check(field: &'static str, fine: bool, message: impl FnOnce() -> String) -> Result<(), ParamError> {
+    if fine { Ok(()) } else { Err(ParamError { field, message: message() }) }
 }
 
-fn in_range(
-    field: &'static str,
-    value: f32,
-    range: &str,
-    fine: impl Fn(f32) -> bool,
-) -> Result<(), ParamError> {
-    check(field, !value.is_nan(), || {
-        format!("must be {range}, got NaN (not a number)")
-    })?;
-    check(field, value.is_finite() && fine(value), || {
-        format!("must be {range}, got {value}")
-    })
+fn in_range(field: &'static str, value: f32, range: &str, fine: impl Fn(f32) -> bool) -> Result<(), ParamError> {
+    check(field, !value.is_nan(), || format!("must be {range}, got NaN (not a number)"))?;
+    check(field, value.is_finite() && fine(value), || format!("must be {range}, got {value}"))
 }
 
-fn check_logprobs(
-    field: &'static str,
-    value: Option<i64>,
-    info: &ModelInfo,
-) -> Result<(), ParamError> {
+fn check_logprobs(field: &'static str, value: Option<i64>, info: &ModelInfo) -> Result<(), ParamError> {
     let (Some(value), limit) = (value, info.max_logprobs) else {
         return Ok(());
     };
-    check(field, value >= -1, || {
-        format!("must be at least 0, or -1 for the whole vocabulary, got {value}")
-    })?;
-    let wanted = if value == -1 {
-        i64::try_from(info.vocab_size).unwrap_or(i64::MAX)
-    } else {
-        value
-    };
+    check(field, value >= -1, || format!("must be at least 0, or -1 for the whole vocabulary, got {value}"))?;
+    let wanted = if value == -1 { i64::try_from(info.vocab_size).unwrap_or(i64::MAX) } else { value };
     check(field, limit < 0 || wanted <= limit, || {
-        let whole = if value == -1 {
-            format!("-1 (the whole vocabulary, {wanted})")
-        } else {
-            value.to_string()
-        };
-        format!(
-            "must be at most {limit}, got {whole}; the server can allow more with --max-logprobs"
-        )
+        let whole = if value == -1 { format!("-1 (the whole vocabulary, {wanted})") } else { value.to_string() };
+        format!("must be at most {limit}, got {whole}; the server can allow more with --max-logprobs")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_range_is_checked_and_the_message_names_field_limit_and_value() {
+        type Change = fn(&mut RequestParams);
+        let cases: &[(Change, &str)] = &[
+            (
+                |p| p.temperature = -0.1,
+                "temperature: must be at least 0, got -0.1",
+            ),
+            (
+                |p| p.temperature = f32::NAN,
+                "temperature: must be at least 0, got NaN (not a number)",
+            ),
+            (
+                |p| p.temperature = f32::INFINITY,
+                "temperature: must be at least 0, got inf",
+            ),
+            (
+                |p| p.top_p = 0.0,
+                "top_p: must be above 0 and at most 1, got 0",
+            ),
+            (
+                |p| p.top_p = 1.5,
+                "top_p: must be above 0 and at most 1, got 1.5",
+            ),
+            (
+                |p| p.top_k = -2,
+                "top_k: must be -1 or 0 (off), or at least 1, got -2",
+            ),
+            (|p| p.min_p = 1.1, "min_p: must be from 0 to 1, got 1.1"),
+            (
+                |p| p.presence_penalty = 2.5,
+                "presence_penalty: must be from -2 to 2, got 2.5",
+            ),
+            (
+                |p| p.frequency_penalty = -2.5,
+                "frequency_penalty: must be from -2 to 2, got -2.5",
+            ),
+            (
+                |p| p.repetition_penalty = 0.0,
+                "repetition_penalty: must be above 0, got 0",
+            ),
+            (
+                |p| p.logit_bias = vec![(1, f32::NAN)],
+                "logit_bias: must be a finite number, got NaN (not a number)",
+            ),
+            (
+                |p| p.logit_bias = vec![(257, 1.0)],
+                "logit_bias: token id 257 is out of range; the model has 257 tokens (0 to 256)",
+            ),
+            (
+                |p| p.stop_token_ids = vec![300],
+                "stop_token_ids: token id 300 is out of range; the model has 257 tokens (0 to 256)",
+            ),
+            (
+                |p| p.allowed_token_ids = Some(vec![]),
+                "allowed_token_ids: must not be empty; leave it out to allow all tokens",
+            ),
+            (
+                |p| p.max_tokens = Some(0),
+                "max_tokens: must be at least 1, got 0",
+            ),
+            (
+                |p| p.min_tokens = 17,
+                "min_tokens: must be at most max_tokens (16), got 17",
+            ),
+            (|p| p.n = 0, "n: must be from 1 to 128, got 0"),
+            (|p| p.n = 129, "n: must be from 1 to 128, got 129"),
+            (
+                |p| p.stop = vec!["x".into(); 17],
+                "stop: must be at most 16 strings, got 17",
+            ),
+            (
+                |p| p.stop = vec![String::new()],
+                "stop: must not contain an empty string",
+            ),
+            (
+                |p| p.bad_words = vec![" ".into()],
+                "bad_words: must not contain an empty word",
+            ),
+            (
+                |p| p.logprobs = Some(21),
+                "logprobs: must be at most 20, got 21; the server can allow more with --max-logprobs",
+            ),
+            (
+                |p| p.prompt_logprobs = Some(-2),
+                "prompt_logprobs: must be at least 0, or -1 for the whole vocabulary, got -2",
+            ),
+            (
+                |p| p.logprobs = Some(-1),
+                "logprobs: must be at most 20, got -1 (the whole vocabulary, 257); the server can allow more with --max-logprobs",
+            ),
+            (
+                |p| (p.stop, p.detokenize) = (vec!["x".into()], false),
+                "stop: strings can only be found in text; set detokenize to true, or use stop_token_ids",
+            ),
+        ];
+        let info = ModelInfo {
+            vocab_size: 257,
+            ..ModelInfo::default()
+        };
+        for (change, expected) in cases {
+            let mut params = RequestParams::default();
+            change(&mut params);
+            assert_eq!(
+                params.validate(&info).map_err(|error| error.to_string()),
+                Err((*expected).to_owned())
+            );
+        }
+        let extremes = RequestParams {
+            temperature: 50.0,
+            top_p: 1.0,
+            top_k: -1,
+            min_p: 1.0,
+            presence_penalty: -2.0,
+            repetition_penalty: 1e-3,
+            n: 128,
+            max_tokens: None,
+            min_tokens: 999,
+            stop: vec!["x".into(); 16],
+            logprobs: Some(20),
+            prompt_logprobs: Some(0),
+            ..RequestParams::default()
+        };
+        assert_eq!(extremes.validate(&info), Ok(()));
+        let all = RequestParams {
+            logprobs: Some(-1),
+            ..RequestParams::default()
+        };
+        assert_eq!(
+            all.validate(&ModelInfo {
+                max_logprobs: -1,
+                ..info
+            }),
+            Ok(())
+        );
+    }
 }

@@ -8,9 +8,7 @@ use std::time::Instant;
 
 use super::LlmError;
 use super::stop::StopFinder;
-use crate::engine::{
-    EngineEvent, EventStream, FinishReason, SamplingParams, Timings, TokenLogprobs,
-};
+use crate::engine::{EngineEvent, EventStream, FinishReason, SamplingParams, Timings, TokenLogprobs};
 use crate::text::Detokenizer;
 
 /// What ended a generation with [`FinishReason::Stop`] (nothing for the model's own eos tokens, as in vLLM).
@@ -88,16 +86,7 @@ pub(super) struct ChoiceSetup {
 
 impl Choice {
     pub(super) fn new(setup: ChoiceSetup) -> Self {
-        let ChoiceSetup {
-            index,
-            events,
-            detokenizer,
-            stops,
-            include_stop,
-            params,
-            prompt_tokens,
-            arrival,
-        } = setup;
+        let ChoiceSetup { index, events, detokenizer, stops, include_stop, params, prompt_tokens, arrival } = setup;
         Self {
             index,
             events: Some(events),
@@ -117,33 +106,22 @@ impl Choice {
 
     /// Everything that is there by now, as one output.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Output, LlmError>>> {
-        let mut output = Output {
-            index: self.index,
-            ..Output::default()
-        };
+        let mut output = Output { index: self.index, ..Output::default() };
         while let Some(events) = &mut self.events {
             let Poll::Ready(event) = events.poll_next(context) else {
                 break;
             };
-            let event = event.unwrap_or_else(|| {
-                EngineEvent::Failed("the engine ended the request without a reason".into())
-            });
+            let event =
+                event.unwrap_or_else(|| EngineEvent::Failed("the engine ended the request without a reason".into()));
             if let Err(error) = self.take(event, &mut output) {
                 self.events = None;
                 return Poll::Ready(Some(Err(error)));
             }
         }
-        if !output.token_ids.is_empty()
-            || output.finish.is_some()
-            || output.prompt_logprobs.is_some()
-        {
+        if !output.token_ids.is_empty() || output.finish.is_some() || output.prompt_logprobs.is_some() {
             return Poll::Ready(Some(Ok(output)));
         }
-        if self.events.is_some() {
-            Poll::Pending
-        } else {
-            Poll::Ready(None)
-        }
+        if self.events.is_some() { Poll::Pending } else { Poll::Ready(None) }
     }
 
     fn take(&mut self, event: EngineEvent, output: &mut Output) -> Result<(), LlmError> {
@@ -159,8 +137,7 @@ impl Choice {
                 output.token_ids.push(token);
                 output.logprobs.extend(logprobs);
                 // The engine ends here too; its last event comes next.
-                let last =
-                    self.completion_tokens >= self.params.min_tokens && self.params.is_stop(token);
+                let last = self.completion_tokens >= self.params.min_tokens && self.params.is_stop(token);
                 if let Some(detokenizer) = &mut self.detokenizer
                     && (!last || self.include_stop)
                 {
@@ -168,20 +145,14 @@ impl Choice {
                     self.take_text(&text, output);
                 }
             }
-            EngineEvent::Finished {
-                reason,
-                stop_token,
-                timings,
-                ..
-            } => {
+            EngineEvent::Finished { reason, stop_token, timings, .. } => {
                 if let Some(detokenizer) = &mut self.detokenizer {
                     let text = detokenizer.finish()?;
                     self.take_text(&text, output);
                 }
                 if self.events.is_some() {
                     output.text.push_str(&self.finder.finish());
-                    let stop =
-                        stop_token.filter(|token| self.params.stop_token_ids.contains(token));
+                    let stop = stop_token.filter(|token| self.params.stop_token_ids.contains(token));
                     self.finish(output, reason, stop.map(StopReason::Token), timings);
                 }
             }
@@ -195,30 +166,14 @@ impl Choice {
         let (text, found) = self.finder.push(text, counts);
         output.text.push_str(&text);
         if let Some(place) = found {
-            let Self {
-                arrival,
-                first_scheduled,
-                first_token,
-                ..
-            } = *self;
-            let timings = Timings {
-                arrival,
-                first_scheduled,
-                first_token,
-                finished: Instant::now(),
-            };
+            let Self { arrival, first_scheduled, first_token, .. } = *self;
+            let timings = Timings { arrival, first_scheduled, first_token, finished: Instant::now() };
             let stop = StopReason::Text(self.stops[place].clone());
             self.finish(output, FinishReason::Stop, Some(stop), timings);
         }
     }
 
-    fn finish(
-        &mut self,
-        output: &mut Output,
-        reason: FinishReason,
-        stop_reason: Option<StopReason>,
-        timings: Timings,
-    ) {
+    fn finish(&mut self, output: &mut Output, reason: FinishReason, stop_reason: Option<StopReason>, timings: Timings) {
         self.events = None;
         output.finish = Some(Finish {
             reason,
@@ -251,11 +206,7 @@ impl std::fmt::Debug for Generation {
 
 impl Generation {
     pub(super) fn new(prompt: Vec<u32>, choices: Vec<Choice>) -> Self {
-        Self {
-            prompt,
-            choices,
-            turn: 0,
-        }
+        Self { prompt, choices, turn: 0 }
     }
 
     /// The prompt in tokens.
@@ -270,10 +221,7 @@ impl Generation {
     }
 
     /// The same for code that polls.
-    pub fn poll_next(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Output, LlmError>>> {
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Output, LlmError>>> {
         let count = self.choices.len();
         let mut ended = true;
         for offset in 0..count {
@@ -287,11 +235,7 @@ impl Generation {
                 Poll::Pending => ended = false,
             }
         }
-        if ended {
-            Poll::Ready(None)
-        } else {
-            Poll::Pending
-        }
+        if ended { Poll::Ready(None) } else { Poll::Pending }
     }
 
     /// The same, blocking: not for async code.

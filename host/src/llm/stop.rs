@@ -16,12 +16,7 @@ pub(super) struct StopFinder {
 impl StopFinder {
     /// `include`: a stop string that was found is part of the text.
     pub(super) fn new(stops: Vec<String>, include: bool) -> Self {
-        Self {
-            stops,
-            include,
-            pending: String::new(),
-            ignored: 0,
-        }
+        Self { stops, include, pending: String::new(), ignored: 0 }
     }
 
     /// Takes more text and gives what is certain. With a stop string found, that is the last; the second
@@ -32,22 +27,12 @@ impl StopFinder {
         if !counts {
             self.ignored = self.pending.len();
         }
-        let found = self
-            .stops
-            .iter()
-            .enumerate()
-            .filter_map(|(place, stop)| Some((self.end_of(stop)?, place)));
+        let found = self.stops.iter().enumerate().filter_map(|(place, stop)| Some((self.end_of(stop)?, place)));
         if let Some((end, place)) = found.min() {
-            self.pending.truncate(if self.include {
-                end
-            } else {
-                end - self.stops[place].len()
-            });
+            self.pending.truncate(if self.include { end } else { end - self.stops[place].len() });
             return (std::mem::take(&mut self.pending), Some(place));
         }
-        let rest = self
-            .pending
-            .split_off(self.pending.len() - self.held_back());
+        let rest = self.pending.split_off(self.pending.len() - self.held_back());
         let certain = std::mem::replace(&mut self.pending, rest);
         self.ignored = self.ignored.saturating_sub(certain.len());
         (certain, None)
@@ -60,9 +45,7 @@ impl StopFinder {
 
     /// Where the first occurrence of `stop` that counts ends.
     fn end_of(&self, stop: &str) -> Option<usize> {
-        let from = self
-            .pending
-            .ceil_char_boundary((self.ignored + 1).saturating_sub(stop.len()));
+        let from = self.pending.ceil_char_boundary((self.ignored + 1).saturating_sub(stop.len()));
         Some(from + self.pending[from..].find(stop)? + stop.len())
     }
 
@@ -71,9 +54,7 @@ impl StopFinder {
         let text = self.pending.as_bytes();
         let overlap = |stop: &String| {
             let longest = (stop.len() - 1).min(text.len());
-            (1..=longest)
-                .rev()
-                .find(|&length| text.ends_with(&stop.as_bytes()[..length]))
+            (1..=longest).rev().find(|&length| text.ends_with(&stop.as_bytes()[..length]))
         };
         self.stops.iter().filter_map(overlap).max().unwrap_or(0)
     }

@@ -211,10 +211,12 @@ fn the_queue_is_bounded_and_has_room_again_when_requests_are_dropped() {
         slow(),
         EngineConfig {
             max_num_seqs: 1,
+            max_model_len: 10_000,
+            kv_blocks: 1000,
             ..config()
         },
     );
-    let first = submit(&handle, tokens(900));
+    let first = submit(&handle, tokens(9000));
     wait_for("the first request runs", || {
         handle.stats().running == 1 && handle.stats().waiting == 0
     });
@@ -232,7 +234,7 @@ fn the_queue_is_bounded_and_has_room_again_when_requests_are_dropped() {
     drop(first);
     assert_eq!(events(next).len(), 7);
     wait_for("all blocks are free", || handle.stats().kv_blocks_used == 0);
-    assert!(handle.stats().generation_tokens < 900);
+    assert!(handle.stats().generation_tokens < 9000);
     assert_eq!(
         handle.submit_all(vec![tokens(1); 9]).err(),
         Some(SubmitError::QueueFull { limit: 8 })
@@ -258,6 +260,7 @@ fn a_failed_step_fails_its_requests_only() {
     assert!(text.contains("simulated failure in step 1"), "{text}");
     assert_eq!(events(submit(&handle, tokens(5))).len(), 7);
     wait_for("all blocks are free", || handle.stats().kv_blocks_used == 0);
+    assert_eq!(handle.stats().failed_steps, 1);
 }
 
 #[test]
@@ -375,7 +378,7 @@ fn without_handles_the_engine_ends_when_its_requests_have() {
 #[test]
 fn a_heartbeat_shows_a_hanging_step() {
     let options = SimOptions {
-        step_time: Duration::from_millis(300),
+        step_time: Duration::from_millis(1000),
         ..SimOptions::new(50)
     };
     let handle = start(options, config());

@@ -42,22 +42,11 @@ impl Random {
 }
 
 fn limits(kv_blocks: usize) -> Limits {
-    Limits {
-        max_num_seqs: 8,
-        max_num_batched_tokens: 64,
-        kv_blocks,
-        window: None,
-        prefix_cache: PrefixCaching::Shared,
-    }
+    Limits { max_num_seqs: 8, max_num_batched_tokens: 64, kv_blocks, window: None, prefix_cache: PrefixCaching::Shared }
 }
 
 fn request(prompt: Vec<u32>, params: SamplingParams) -> EngineRequest {
-    EngineRequest {
-        prompt,
-        params,
-        priority: 0,
-        arrival: Instant::now(),
-    }
+    EngineRequest { prompt, params, priority: 0, arrival: Instant::now() }
 }
 
 /// An engine without its thread.
@@ -75,13 +64,7 @@ impl Harness {
         assert!(executor.allocate_cache(limits.kv_blocks).is_ok());
         let shared = Arc::new(Shared::new(limits.kv_blocks));
         let core = Core::new(Box::new(executor), limits, Arc::clone(&shared));
-        Self {
-            core,
-            shared,
-            streams: BTreeMap::new(),
-            events: BTreeMap::new(),
-            next_id: 0,
-        }
+        Self { core, shared, streams: BTreeMap::new(), events: BTreeMap::new(), next_id: 0 }
     }
 
     fn submit(&mut self, request: EngineRequest) -> u64 {
@@ -90,16 +73,8 @@ impl Harness {
         let (events, receiver) = channel(request.params.max_tokens + 4);
         let max_len = request.prompt.len() + request.params.max_tokens;
         let seed = request.params.seed.unwrap_or(0);
-        self.shared
-            .queued
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.core.add(Submission {
-            id,
-            seed,
-            request,
-            max_len,
-            events,
-        });
+        self.shared.queued.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.core.add(Submission { id, seed, request, max_len, events });
         self.streams.insert(id, receiver);
         self.events.insert(id, Vec::new());
         id
@@ -127,31 +102,17 @@ impl Harness {
             }
             self.step();
         }
-        assert!(
-            self.core.scheduler().is_idle(),
-            "not done after {most} steps"
-        );
-        assert_eq!(
-            self.core.scheduler().block_usage().0,
-            0,
-            "blocks are still held"
-        );
+        assert!(self.core.scheduler().is_idle(), "not done after {most} steps");
+        assert_eq!(self.core.scheduler().block_usage().0, 0, "blocks are still held");
         assert_eq!(self.core.requests(), 0, "requests are still known");
-        assert_eq!(
-            self.shared
-                .queued
-                .load(std::sync::atomic::Ordering::Relaxed),
-            0
-        );
+        assert_eq!(self.shared.queued.load(std::sync::atomic::Ordering::Relaxed), 0);
     }
 
     /// What a client would compare: everything but instants and counts of how it was scheduled.
     fn transcript(&self, id: u64) -> Vec<String> {
         let line = |event: &EngineEvent| match event {
             EngineEvent::Started { .. } => None,
-            EngineEvent::Finished {
-                reason, stop_token, ..
-            } => Some(format!("finished {reason:?} {stop_token:?}")),
+            EngineEvent::Finished { reason, stop_token, .. } => Some(format!("finished {reason:?} {stop_token:?}")),
             other => Some(format!("{other:?}")),
         };
         self.events[&id].iter().filter_map(line).collect()

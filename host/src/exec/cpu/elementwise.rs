@@ -67,7 +67,13 @@ fn function(op: &Op, input: Elem, output: Elem) -> Option<Function> {
 
 impl Kernel {
     /// For output rows of these dimensions.
-    pub(super) fn new(op: &Op, inputs: &[Operand], out: &View, dims: &[usize], statics: &[StaticData]) -> Option<Kernel> {
+    pub(super) fn new(
+        op: &Op,
+        inputs: &[Operand],
+        out: &View,
+        dims: &[usize],
+        statics: &[StaticData],
+    ) -> Option<Kernel> {
         // The first operand of a select is the condition: its values decide the type.
         let input = match inputs.first()? {
             Operand::View(v, _) => v.elem,
@@ -181,24 +187,60 @@ impl Read<'_> {
     fn f32(&self, k: usize, r: usize, c: usize) -> Option<f32> {
         let i = self.index(k, r, c);
         match &self.inputs[k] {
-            Operand::View(v, _) => if let Data::F32(d) = self.arena.data(v) { d.get(i).copied() } else { None },
-            Operand::Static(id, _) => if let StaticData::F32(d) = &self.statics[*id] { d.get(i).copied() } else { None },
+            Operand::View(v, _) => {
+                if let Data::F32(d) = self.arena.data(v) {
+                    d.get(i).copied()
+                } else {
+                    None
+                }
+            }
+            Operand::Static(id, _) => {
+                if let StaticData::F32(d) = &self.statics[*id] {
+                    d.get(i).copied()
+                } else {
+                    None
+                }
+            }
         }
     }
 
     fn i64(&self, k: usize, r: usize, c: usize) -> Option<i64> {
         let i = self.index(k, r, c);
         match &self.inputs[k] {
-            Operand::View(v, _) => if let Data::I64(d) = self.arena.data(v) { d.get(i).copied() } else { None },
-            Operand::Static(id, _) => if let StaticData::I64(d) = &self.statics[*id] { d.get(i).copied() } else { None },
+            Operand::View(v, _) => {
+                if let Data::I64(d) = self.arena.data(v) {
+                    d.get(i).copied()
+                } else {
+                    None
+                }
+            }
+            Operand::Static(id, _) => {
+                if let StaticData::I64(d) = &self.statics[*id] {
+                    d.get(i).copied()
+                } else {
+                    None
+                }
+            }
         }
     }
 
     fn bool(&self, k: usize, r: usize, c: usize) -> Option<bool> {
         let i = self.index(k, r, c);
         match &self.inputs[k] {
-            Operand::View(v, _) => if let Data::Bool(d) = self.arena.data(v) { d.get(i).copied() } else { None },
-            Operand::Static(id, _) => if let StaticData::Bool(d) = &self.statics[*id] { d.get(i).copied() } else { None },
+            Operand::View(v, _) => {
+                if let Data::Bool(d) = self.arena.data(v) {
+                    d.get(i).copied()
+                } else {
+                    None
+                }
+            }
+            Operand::Static(id, _) => {
+                if let StaticData::Bool(d) = &self.statics[*id] {
+                    d.get(i).copied()
+                } else {
+                    None
+                }
+            }
         }
     }
 }

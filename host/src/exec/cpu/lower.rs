@@ -102,9 +102,7 @@ impl Facts {
         for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| !is_static[*i]) {
             let candidates: &[Value] = match node.op {
                 // The right side first: the left is usually the residual stream.
-                Op::Add if graph.ty(node.inputs[0]) == graph.ty(node.inputs[1]) => {
-                    &[node.inputs[1], node.inputs[0]]
-                }
+                Op::Add if graph.ty(node.inputs[0]) == graph.ty(node.inputs[1]) => &[node.inputs[1], node.inputs[0]],
                 Op::Activation { .. } => &[node.inputs[0]],
                 _ => &[],
             };
@@ -351,9 +349,8 @@ impl Lowering<'_> {
 
     /// The linear that is computed in the call of this add or activation.
     fn fused_linear(&self, node: &Node) -> Option<Value> {
-        let here = |v: &&Value| {
-            self.facts.fused_into[v.index()].is_some_and(|i| std::ptr::eq(&self.graph.nodes[i], node))
-        };
+        let here =
+            |v: &&Value| self.facts.fused_into[v.index()].is_some_and(|i| std::ptr::eq(&self.graph.nodes[i], node));
         node.inputs.iter().find(here).copied()
     }
 
@@ -416,8 +413,7 @@ impl Lowering<'_> {
 
     fn same_views(&self, node: &Node) -> bool {
         let is_dynamic = |v: &Value| !self.facts.is_static[v.index()];
-        node.inputs.iter().all(|v| is_dynamic(v) && *self.graph.ty(*v) == node.ty)
-            && node.ty.dtype.is_float()
+        node.inputs.iter().all(|v| is_dynamic(v) && *self.graph.ty(*v) == node.ty) && node.ty.dtype.is_float()
     }
 
     fn norm(&mut self, i: usize) -> View {
@@ -453,7 +449,13 @@ impl Lowering<'_> {
         };
         let (q, k, v) = (self.at(node.inputs[0]), self.at(node.inputs[1]), self.at(node.inputs[2]));
         let (key, value) = (row_dims(self.graph.ty(node.inputs[1])), row_dims(self.graph.ty(node.inputs[2])));
-        self.states.push(plugin_api::KvState { id: state, heads: key[0], key_dim: key[1], value_dim: value[1], window });
+        self.states.push(plugin_api::KvState {
+            id: state,
+            heads: key[0],
+            key_dim: key[1],
+            value_dim: value[1],
+            window,
+        });
         let state = self.states.len() - 1;
         let mut extra = node.inputs[3..].iter();
         let mut fixed = |wanted: bool| {
@@ -487,11 +489,7 @@ impl Lowering<'_> {
         let (op, dims) = (node.op.clone(), row_dims(&node.ty));
         let native = super::elementwise::is_native(&op, elem(self.graph.ty(node.inputs[0]).dtype), elem(node.ty.dtype));
         self.call(i, |out| {
-            if native {
-                Call::Elementwise { op, inputs, out, dims }
-            } else {
-                Call::Reference { op, inputs, out, dims }
-            }
+            if native { Call::Elementwise { op, inputs, out, dims } } else { Call::Reference { op, inputs, out, dims } }
         })
     }
 

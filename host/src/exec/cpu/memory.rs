@@ -39,9 +39,8 @@ pub(super) fn assign(calls: &mut [Call], values: &[Buffer], pinned: &mut [&mut V
 
 /// The free buffer of the right type that has to grow least, or a new one.
 fn take(free: &mut Vec<usize>, buffers: &mut Vec<Buffer>, want: &Buffer) -> usize {
-    let growth = |b: &Buffer| {
-        want.per_token.saturating_sub(b.per_token) + want.per_selected.saturating_sub(b.per_selected)
-    };
+    let growth =
+        |b: &Buffer| want.per_token.saturating_sub(b.per_token) + want.per_selected.saturating_sub(b.per_selected);
     let slack = |b: &Buffer| b.per_token.saturating_sub(want.per_token);
     let best = (0..free.len())
         .filter(|&i| buffers[free[i]].elem == want.elem)

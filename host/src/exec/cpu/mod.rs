@@ -30,8 +30,6 @@ pub use lower::{LowerError, lower};
 pub use plan::*;
 pub use statics::read_f32;
 
-
-
 /// Settings of the executor.
 #[derive(Debug, Clone)]
 pub struct CpuOptions {
@@ -100,7 +98,11 @@ impl CpuExecutor {
         let max_rows = options.max_seqs + MAX_PROMPT_ROWS;
         let spec = ExecSpec {
             vocab_size: plan.logits.cols,
-            kv_bytes_per_block: plan.states.iter().map(|s| block_elements(s) * element_size(options.kv_cache_dtype)).sum(),
+            kv_bytes_per_block: plan
+                .states
+                .iter()
+                .map(|s| block_elements(s) * element_size(options.kv_cache_dtype))
+                .sum(),
             window: window_of_all(&plan),
             prefix_cache,
             max_tokens: options.max_tokens,
@@ -169,7 +171,8 @@ impl CpuExecutor {
                 let table = self.statics[*table].matrix()?;
                 self.ids.clear();
                 for &id in self.arena.i64(ids)? {
-                    self.ids.push(u32::try_from(id).map_err(|_| ExecError::Failed(format!("embedding of index {id}")))?);
+                    self.ids
+                        .push(u32::try_from(id).map_err(|_| ExecError::Failed(format!("embedding of index {id}")))?);
                 }
                 let ids = &self.ids;
                 self.arena.with_f32(out, |_, out| Ok(cpu::embed(cpu, table, ids, out)?))
@@ -207,7 +210,8 @@ impl CpuExecutor {
                     sinks: optional(attention.sinks)?,
                     alibi_slopes: optional(attention.alibi)?,
                 };
-                self.arena.with_f32(out, |arena, out| Ok(cpu::attention(cpu, &params, arena.f32(q)?, cache, spans, out)?))
+                self.arena
+                    .with_f32(out, |arena, out| Ok(cpu::attention(cpu, &params, arena.f32(q)?, cache, spans, out)?))
             }
             Call::Activate { kind, x, out } => {
                 self.arena.with_f32(out, |arena, out| Ok(cpu::activate_to(cpu, *kind, arena.f32(x)?, out)?))

@@ -13,7 +13,11 @@ use crate::hub::{Dtype as Stored, Weights};
 /// The data of one static value.
 pub(super) enum StaticData {
     /// As stored in the checkpoint.
-    Mapped { weights: Weights, index: usize, dtype: WeightDtype },
+    Mapped {
+        weights: Weights,
+        index: usize,
+        dtype: WeightDtype,
+    },
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),

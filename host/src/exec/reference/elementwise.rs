@@ -61,8 +61,10 @@ pub(in crate::exec) fn float_binary(op: &Op) -> Option<fn(f32, f32) -> f32> {
     })
 }
 
+type IntBinary = fn(i64, i64) -> Result<i64, String>;
+
 /// The function of a two-input op on integers; sums and products wrap.
-pub(in crate::exec) fn int_binary(op: &Op) -> Option<fn(i64, i64) -> Result<i64, String>> {
+pub(super) fn int_binary(op: &Op) -> Option<IntBinary> {
     Some(match op {
         Op::Add => |a, b| Ok(a.wrapping_add(b)),
         Op::Sub => |a, b| Ok(a.wrapping_sub(b)),

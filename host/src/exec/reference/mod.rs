@@ -10,7 +10,8 @@
 //! `prepare` folds a graph and runs it, `ops` dispatches one op, `elementwise` and `lanes` compute,
 //! `executor` speaks the engine's language.
 
-pub(super) mod elementwise;
+mod checkpoint;
+mod elementwise;
 mod executor;
 mod lanes;
 mod ops;
@@ -20,6 +21,7 @@ mod tests;
 
 use plugin_api::{ConstData, Graph, Op, SpecError, Value};
 
+pub use checkpoint::{checkpoint, to_f32};
 pub use executor::{Limits, ReferenceExecutor};
 pub use prepare::{MAX_ELEMENTS, Prepared};
 
@@ -139,12 +141,8 @@ pub(super) fn apply(
     rows: &[usize],
 ) -> Result<Tensor, EvalError> {
     let blank = vec![0; tokens];
-    let inputs_of_step = Inputs {
-        token_ids: blank.clone(),
-        positions: blank.clone(),
-        context_length: blank,
-        rows: rows.to_vec(),
-    };
+    let inputs_of_step =
+        Inputs { token_ids: blank.clone(), positions: blank.clone(), context_length: blank, rows: rows.to_vec() };
     let step = ops::Step::new(&inputs_of_step)?;
     let fail = |e: ops::OpError| EvalError::Node { node: 0, name: String::new(), op: op.name(), message: e.0 };
     let arrays: Vec<_> =

@@ -52,21 +52,15 @@ pub struct Scratch {
 
 impl std::fmt::Debug for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scratch")
-            .field("bytes", &(self.lines.len() * 64))
-            .finish()
+        f.debug_struct("Scratch").field("bytes", &(self.lines.len() * 64)).finish()
     }
 }
 
 impl Scratch {
     /// Enough for any input of at most `max_m` rows and `max_k` columns: `max_m * max_k * 4` bytes and a little.
     pub fn with_capacity(max_m: usize, max_k: usize) -> Self {
-        let bytes = max_m
-            .saturating_mul(max_k.next_multiple_of(STEP_MAX))
-            .saturating_mul(4);
-        Self {
-            lines: vec![Line([0; 64]); bytes.div_ceil(64)],
-        }
+        let bytes = max_m.saturating_mul(max_k.next_multiple_of(STEP_MAX)).saturating_mul(4);
+        Self { lines: vec![Line([0; 64]); bytes.div_ceil(64)] }
     }
 
     /// The space for `[m, k]` in `form`, if it is large enough.
@@ -77,10 +71,7 @@ impl Scratch {
         if needed > capacity {
             return Err(KernelError::Scratch { needed, capacity });
         }
-        Ok(Packed {
-            data: self.lines.as_mut_ptr().cast(),
-            row_bytes,
-        })
+        Ok(Packed { data: self.lines.as_mut_ptr().cast(), row_bytes })
     }
 }
 
@@ -132,52 +123,26 @@ impl Kernel for Pack<'_> {
                 // is rows * padded k elements.
                 unsafe {
                     match self.form {
-                        Form::PairsBf16 => {
-                            pack_row::<u16, 32>(row, self.to.panel(first), rows, i, |from, to| {
-                                from.iter().zip(to).for_each(|(x, to)| *to = round_bf16(*x));
-                            })
-                        }
+                        Form::PairsBf16 => pack_row::<u16, 32>(row, self.to.panel(first), rows, i, |from, to| {
+                            from.iter().zip(to).for_each(|(x, to)| *to = round_bf16(*x));
+                        }),
                         Form::Plain(_) => {
                             if S::L == 16 {
-                                pack_row::<f32, 32>(
-                                    row,
-                                    self.to.panel(first),
-                                    rows,
-                                    i,
-                                    |from, to| *to = *from,
-                                );
+                                pack_row::<f32, 32>(row, self.to.panel(first), rows, i, |from, to| *to = *from);
                             } else {
-                                pack_row::<f32, 16>(
-                                    row,
-                                    self.to.panel(first),
-                                    rows,
-                                    i,
-                                    |from, to| *to = *from,
-                                );
+                                pack_row::<f32, 16>(row, self.to.panel(first), rows, i, |from, to| *to = *from);
                             }
                         }
                         Form::Alternate | Form::AlternateRounded => {
                             let rounded = self.form == Form::AlternateRounded;
                             if S::L == 16 {
-                                pack_row::<f32, 32>(
-                                    row,
-                                    self.to.panel(first),
-                                    rows,
-                                    i,
-                                    |from, to| {
-                                        alternate(from, to, rounded);
-                                    },
-                                );
+                                pack_row::<f32, 32>(row, self.to.panel(first), rows, i, |from, to| {
+                                    alternate(from, to, rounded);
+                                });
                             } else {
-                                pack_row::<f32, 16>(
-                                    row,
-                                    self.to.panel(first),
-                                    rows,
-                                    i,
-                                    |from, to| {
-                                        alternate(from, to, rounded);
-                                    },
-                                );
+                                pack_row::<f32, 16>(row, self.to.panel(first), rows, i, |from, to| {
+                                    alternate(from, to, rounded);
+                                });
                             }
                         }
                     }
@@ -208,9 +173,7 @@ unsafe fn pack_row<E: Copy, const K: usize>(
         let mut padded = [0.0; K];
         padded[..tail.len()].copy_from_slice(tail);
         // SAFETY: as above; the panel is padded to whole steps.
-        convert(&padded, unsafe {
-            &mut *to.add((steps.len() * rows + i) * K).cast()
-        });
+        convert(&padded, unsafe { &mut *to.add((steps.len() * rows + i) * K).cast() });
     }
 }
 
@@ -221,8 +184,7 @@ fn alternate<const K: usize>(from: &[f32; K], to: &mut [f32; K], rounded: bool) 
         to[K / 2 + i] = from[2 * i + 1];
     }
     if rounded {
-        to.iter_mut()
-            .for_each(|x| *x = f32::from_bits(u32::from(round_bf16(*x)) << 16));
+        to.iter_mut().for_each(|x| *x = f32::from_bits(u32::from(round_bf16(*x)) << 16));
     }
 }
 
@@ -252,14 +214,7 @@ mod tests {
             let x = f32::from_bits(bits);
             assert_eq!(round_bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
         }
-        for x in [
-            0.0,
-            -0.0,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            f32::MAX,
-            1.0 + f32::EPSILON,
-        ] {
+        for x in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1.0 + f32::EPSILON] {
             assert_eq!(round_bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
         }
         assert!(half::bf16::from_bits(round_bf16(f32::from_bits(0x7f80_0001))).is_nan());
@@ -271,12 +226,6 @@ mod tests {
         assert!(scratch.take(2, 64, Form::Alternate).is_ok());
         assert!(scratch.take(4, 64, Form::PairsBf16).is_ok());
         let error = scratch.take(3, 33, Form::Alternate).err();
-        assert_eq!(
-            error,
-            Some(KernelError::Scratch {
-                needed: 3 * 64 * 4,
-                capacity: 2 * 64 * 4
-            })
-        );
+        assert_eq!(error, Some(KernelError::Scratch { needed: 3 * 64 * 4, capacity: 2 * 64 * 4 }));
     }
 }

@@ -47,15 +47,9 @@ impl Kernel for Widen<'_> {
             // X; this thread alone writes these outputs.
             unsafe {
                 match segment.weight {
-                    WeightRef::F32(w) => {
-                        part.strip(Wide::<S, f32>(s, PhantomData), w, segment, rows, block)
-                    }
-                    WeightRef::F16(w) => {
-                        part.strip(Wide::<S, f16>(s, PhantomData), w, segment, rows, block)
-                    }
-                    WeightRef::Bf16(w) => {
-                        part.strip(Wide::<S, bf16>(s, PhantomData), w, segment, rows, block)
-                    }
+                    WeightRef::F32(w) => part.strip(Wide::<S, f32>(s, PhantomData), w, segment, rows, block),
+                    WeightRef::F16(w) => part.strip(Wide::<S, f16>(s, PhantomData), w, segment, rows, block),
+                    WeightRef::Bf16(w) => part.strip(Wide::<S, bf16>(s, PhantomData), w, segment, rows, block),
                 }
             }
         });
@@ -130,20 +124,12 @@ impl Part<'_> {
         let panel = T::S::PANEL;
         let mut column = columns.start;
         while column < columns.end {
-            let width = if columns.end - column >= UNIT {
-                UNIT
-            } else {
-                1
-            };
+            let width = if columns.end - column >= UNIT { UNIT } else { 1 };
             for first in block.clone().step_by(panel) {
                 let rows = panel.min(block.end - first);
                 // SAFETY: `column + width <= n`; the panel's rows are below m.
                 unsafe {
-                    let at = At {
-                        w: w.as_ptr().add(column * self.k),
-                        x: self.packed.panel(first),
-                        k: self.k,
-                    };
+                    let at = At { w: w.as_ptr().add(column * self.k), x: self.packed.panel(first), k: self.k };
                     if width == UNIT {
                         self.tiles::<T, UNIT>(t, at, segment, column, first, rows);
                     } else {
@@ -174,18 +160,10 @@ impl Part<'_> {
             match rows {
                 1 => self.put::<1, N>(tile::<T, 1, N>(t, at), segment, column, first),
                 2 => self.put::<2, N>(tile::<T, 2, N>(t, at), segment, column, first),
-                3 if T::S::PANEL >= 3 => {
-                    self.put::<3, N>(tile::<T, 3, N>(t, at), segment, column, first)
-                }
-                4 if T::S::PANEL >= 4 => {
-                    self.put::<4, N>(tile::<T, 4, N>(t, at), segment, column, first)
-                }
-                5 if T::S::PANEL >= 5 => {
-                    self.put::<5, N>(tile::<T, 5, N>(t, at), segment, column, first)
-                }
-                6 if T::S::PANEL >= 6 => {
-                    self.put::<6, N>(tile::<T, 6, N>(t, at), segment, column, first)
-                }
+                3 if T::S::PANEL >= 3 => self.put::<3, N>(tile::<T, 3, N>(t, at), segment, column, first),
+                4 if T::S::PANEL >= 4 => self.put::<4, N>(tile::<T, 4, N>(t, at), segment, column, first),
+                5 if T::S::PANEL >= 5 => self.put::<5, N>(tile::<T, 5, N>(t, at), segment, column, first),
+                6 if T::S::PANEL >= 6 => self.put::<6, N>(tile::<T, 6, N>(t, at), segment, column, first),
                 _ => {}
             }
         }
@@ -203,16 +181,10 @@ impl Part<'_> {
     ) {
         for i in 0..M {
             if let Some(bias) = segment.bias {
-                sums[i]
-                    .iter_mut()
-                    .zip(&bias[column..])
-                    .for_each(|(y, b)| *y += b);
+                sums[i].iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
             }
             // SAFETY: passed on.
-            unsafe {
-                self.target
-                    .put(first + i, segment.out_offset + column, &sums[i])
-            }
+            unsafe { self.target.put(first + i, segment.out_offset + column, &sums[i]) }
         }
     }
 }
@@ -253,8 +225,7 @@ unsafe fn tile<T: Step, const M: usize, const N: usize>(t: T, at: At<T>) -> [[f3
         // SAFETY: `tail` elements remain in every row; the panel is padded to whole steps.
         unsafe {
             for j in 0..N {
-                w.add(j * k + steps * T::K)
-                    .copy_to_nonoverlapping(padded[j].as_mut_ptr(), tail);
+                w.add(j * k + steps * T::K).copy_to_nonoverlapping(padded[j].as_mut_ptr(), tail);
             }
             let mut rows = [padded[0].as_ptr(); N];
             for j in 1..N {

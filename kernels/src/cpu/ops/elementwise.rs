@@ -47,11 +47,7 @@ impl<F: Function> ByRow for Map<'_, F> {
                 Some(a) => s.of(&a[i..]),
                 None => s.of(&out[i..]),
             };
-            let y = if F::UNARY {
-                x
-            } else {
-                b.map_or(x, |b| s.of(&b[i..]))
-            };
+            let y = if F::UNARY { x } else { b.map_or(x, |b| s.of(&b[i..])) };
             s.to(&mut out[i..], self.f.call(s, x, y));
             i += S::L;
         }
@@ -60,11 +56,7 @@ impl<F: Function> ByRow for Map<'_, F> {
                 Some(a) => s.of_part(&a[i..]),
                 None => s.of_part(&out[i..]),
             };
-            let y = if F::UNARY {
-                x
-            } else {
-                b.map_or(x, |b| s.of_part(&b[i..]))
-            };
+            let y = if F::UNARY { x } else { b.map_or(x, |b| s.of_part(&b[i..])) };
             s.to_part(&mut out[i..], self.f.call(s, x, y));
         }
     }
@@ -83,17 +75,7 @@ fn map<F: Function>(
         operand.check_shape(name, out.rows, out.cols)?;
     }
     let (rows, cols) = (out.rows, out.cols);
-    by_row(
-        cpu,
-        rows,
-        cols,
-        &Map {
-            f,
-            a: a.map(|a| a.1),
-            b: b.map(|b| b.1),
-            out: out.share(),
-        },
-    );
+    by_row(cpu, rows, cols, &Map { f, a: a.map(|a| a.1), b: b.map(|b| b.1), out: out.share() });
     Ok(())
 }
 
@@ -111,24 +93,11 @@ macro_rules! function {
     };
 }
 
-function!(
-    Apply {
-        activation: Activation
-    },
-    true,
-    |self, s, a, _b| simd::apply(s, self.activation, a)
-);
-function!(
-    Gate {
-        activation: Activation
-    },
-    false,
-    |self, s, a, b| s.mul(simd::apply(s, self.activation, a), b)
-);
+function!(Apply { activation: Activation }, true, |self, s, a, _b| simd::apply(s, self.activation, a));
+function!(Gate { activation: Activation }, false, |self, s, a, b| s.mul(simd::apply(s, self.activation, a), b));
 function!(Add {}, false, |self, s, a, b| s.add(a, b));
 function!(Mul {}, false, |self, s, a, b| s.mul(a, b));
-function!(Scale { factor: f32 }, true, |self, s, a, _b| s
-    .mul(a, s.splat(self.factor)));
+function!(Scale { factor: f32 }, true, |self, s, a, _b| s.mul(a, s.splat(self.factor)));
 function!(Softcap { cap: f32 }, true, |self, s, a, _b| {
     let cap = s.splat(self.cap);
     s.mul(cap, simd::tanh(s, s.div(a, cap)))
@@ -140,12 +109,7 @@ pub fn activate(cpu: &Cpu, activation: Activation, x: RowsMut<'_>) -> Result<(),
 }
 
 /// `out = act(x)`
-pub fn activate_to(
-    cpu: &Cpu,
-    activation: Activation,
-    x: Rows<'_>,
-    out: RowsMut<'_>,
-) -> Result<(), KernelError> {
+pub fn activate_to(cpu: &Cpu, activation: Activation, x: Rows<'_>, out: RowsMut<'_>) -> Result<(), KernelError> {
     map(cpu, Apply { activation }, Some(("x", x)), None, "out", out)
 }
 
@@ -157,14 +121,7 @@ pub fn gated(
     up: Rows<'_>,
     out: RowsMut<'_>,
 ) -> Result<(), KernelError> {
-    map(
-        cpu,
-        Gate { activation },
-        Some(("gate", gate)),
-        Some(("up", up)),
-        "out",
-        out,
-    )
+    map(cpu, Gate { activation }, Some(("gate", gate)), Some(("up", up)), "out", out)
 }
 
 /// `out = a + b`
@@ -191,11 +148,7 @@ pub fn scale(cpu: &Cpu, factor: f32, x: RowsMut<'_>) -> Result<(), KernelError> 
 pub fn softcap(cpu: &Cpu, cap: f32, x: RowsMut<'_>) -> Result<(), KernelError> {
     if !(cap > 0.0 && cap.is_finite()) {
         let why = "must be positive and finite";
-        return Err(KernelError::Option {
-            argument: "cap",
-            got: cap.to_string(),
-            why,
-        });
+        return Err(KernelError::Option { argument: "cap", got: cap.to_string(), why });
     }
     map(cpu, Softcap { cap }, None, None, "x", x)
 }

@@ -249,6 +249,12 @@ fn inputs_and_symbolic_sizes_follow_the_step() {
     assert_eq!(run(beyond, &inputs), Ok(Tensor::i64([2], vec![9, 10])));
     let message = run(beyond, &Inputs::prompt(&[5, 6, 7], &[])).unwrap_err();
     assert!(message.contains("node %1 (tail)") && message.contains("slice 2..4 is not within 0..3"), "{message}");
+    // Of constant type, but which elements it is depends on the step: must not be folded.
+    let moving = |b: &mut Builder| {
+        let numbers = b.constant(vec![0.0, 1.0, 2.0, 3.0, 4.0]);
+        b.slice(numbers, 0, Dim::T(), Dim::T().add(&Dim::from(2usize)).unwrap())
+    };
+    assert_eq!(run(moving, &Inputs::prompt(&[5, 6, 7], &[])), Ok(Tensor::f32([2], vec![3.0, 4.0])));
     let none = Inputs::prompt(&[], &[]);
     assert_eq!(run(|b| b.positions(), &none), Ok(Tensor::i64([0], vec![])));
 }

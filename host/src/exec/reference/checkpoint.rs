@@ -1,0 +1,98 @@
+//! Tensors of a checkpoint as f32, whatever type they are stored in. Never scales: that is the graph's part.
+
+use half::{bf16, f16};
+
+use super::Tensor;
+use crate::hub::{Dtype, WeightView, Weights};
+
+/// The tensors of `weights` as a [`super::WeightSource`].
+pub fn checkpoint(weights: &Weights) -> impl Fn(&str) -> Result<Tensor, String> + '_ {
+    |name| to_f32(&weights.get(name).ok_or("the checkpoint has no tensor of that name")?)
+}
+
+/// Converts a tensor; numbers that f32 cannot hold are rounded to the nearest that it can.
+pub fn to_f32(view: &WeightView<'_>) -> Result<Tensor, String> {
+    macro_rules! number {
+        ($number:ty) => {
+            read(view.data, |bytes| <$number>::from_le_bytes(bytes) as f32)
+        };
+    }
+    let data = match view.dtype {
+        Dtype::F64 => number!(f64),
+        Dtype::F32 => read(view.data, f32::from_le_bytes),
+        Dtype::F16 => read(view.data, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => read(view.data, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        Dtype::F8E4M3 => read(view.data, |[byte]: [u8; 1]| e4m3(byte)),
+        // The upper half of an IEEE half.
+        Dtype::F8E5M2 => read(view.data, |[byte]: [u8; 1]| f16::from_le_bytes([0, byte]).to_f32()),
+        Dtype::F8E8M0 => read(view.data, |[byte]: [u8; 1]| e8m0(byte)),
+        Dtype::I64 => number!(i64),
+        Dtype::I32 => number!(i32),
+        Dtype::I16 => number!(i16),
+        Dtype::I8 => number!(i8),
+        Dtype::U64 => number!(u64),
+        Dtype::U32 => number!(u32),
+        Dtype::U16 => number!(u16),
+        Dtype::U8 | Dtype::BOOL => number!(u8),
+    };
+    let elements = view.shape.iter().product::<usize>();
+    if data.len() != elements {
+        return Err(format!("{} bytes of {} do not fill shape {:?}", view.data.len(), view.dtype, view.shape));
+    }
+    Ok(Tensor::f32(view.shape, data))
+}
+
+fn read<const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    data.as_chunks().0.iter().map(|bytes| number(*bytes)).collect()
+}
+
+/// Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, all ones are NaN (arXiv:2209.05433).
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let size = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if byte & 0x80 != 0 { -size } else { size }
+}
+
+/// A power of two, bias 127; all ones are NaN.
+fn e8m0(byte: u8) -> f32 {
+    if byte == 255 { f32::NAN } else { 2f32.powi(i32::from(byte) - 127) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stored_type_is_read() {
+        let cases: &[(Dtype, &[u8], &[f32])] = &[
+            (Dtype::F64, &1.1f64.to_le_bytes(), &[1.1]),
+            (Dtype::F32, &[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0], &[1.0, -2.0]),
+            (Dtype::F16, &[0x00, 0x3c, 0x01, 0x00], &[1.0, 5.960_464_5e-8]),
+            (Dtype::BF16, &[0x80, 0x3f, 0x49, 0xc0], &[1.0, -3.140_625]),
+            (Dtype::F8E4M3, &[0x38, 0xbc, 0x7e, 0x01, 0x08], &[1.0, -1.5, 448.0, 0.001_953_125, 0.015_625]),
+            (Dtype::F8E5M2, &[0x3c, 0xc2, 0x7b], &[1.0, -3.0, 57344.0]),
+            (Dtype::F8E8M0, &[127, 128, 0], &[1.0, 2.0, 5.877_472e-39]),
+            (Dtype::I64, &(-7i64).to_le_bytes(), &[-7.0]),
+            (Dtype::I32, &(-8i32).to_le_bytes(), &[-8.0]),
+            (Dtype::I16, &(-300i16).to_le_bytes(), &[-300.0]),
+            (Dtype::I8, &[0xff, 5], &[-1.0, 5.0]),
+            (Dtype::U64, &9u64.to_le_bytes(), &[9.0]),
+            (Dtype::U32, &u32::MAX.to_le_bytes(), &[4_294_967_296.0]),
+            (Dtype::U16, &[0xff, 0xff], &[65535.0]),
+            (Dtype::U8, &[200], &[200.0]),
+            (Dtype::BOOL, &[0, 1], &[0.0, 1.0]),
+        ];
+        for (dtype, data, expected) in cases {
+            let shape = [expected.len()];
+            let got = to_f32(&WeightView { dtype: *dtype, shape: &shape, data });
+            assert_eq!(got, Ok(Tensor::f32(shape, expected.to_vec())), "{dtype}");
+        }
+        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan() && e8m0(255).is_nan());
+        let short = WeightView { dtype: Dtype::F32, shape: &[2], data: &[0; 7] };
+        assert!(to_f32(&short).unwrap_err().contains("7 bytes of F32"));
+    }
+}
