@@ -1,1 +1,11 @@
 //! `host` serves language models over the OpenAI API; what differs between models comes from plugins.
+//!
+//! One folder a responsibility; imports run one way: `server` → `llm` → `engine` → `exec` → kernels.
+//! `graph` knows no engine; nothing knows the server.
+
+pub mod engine;
+pub mod exec;
+pub mod graph;
+pub mod hub;
+pub mod llm;
+pub mod text;

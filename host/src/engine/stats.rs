@@ -1,0 +1,175 @@
+//! What the engine's thread tells the outside about itself: counters for /metrics, a heartbeat for
+//! /health. Written by the step loop only; read by anyone, at any time, without waiting for a step.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Whether the engine takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EngineState {
+    /// Takes requests.
+    Running = 0,
+    /// Finishes what it has.
+    Draining = 1,
+    /// Ends what it has.
+    Stopping = 2,
+    /// The thread has ended.
+    Stopped = 3,
+}
+
+impl EngineState {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Running,
+            1 => Self::Draining,
+            2 => Self::Stopping,
+            _ => Self::Stopped,
+        }
+    }
+}
+
+/// A snapshot. Counts are since the start.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    /// Sequences that hold a place in the batch.
+    pub running: usize,
+    /// Sequences that wait for one (preempted ones too).
+    pub waiting: usize,
+    /// KV blocks that sequences hold. Blocks that hold only cached content are not counted.
+    pub kv_blocks_used: usize,
+    /// All KV blocks.
+    pub kv_blocks_total: usize,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Of these, found.
+    pub prefix_hits: u64,
+    /// Prompt tokens of the requests that were admitted.
+    pub prompt_tokens: u64,
+    /// Tokens chosen.
+    pub generation_tokens: u64,
+    /// Sequences that lost their blocks.
+    pub preemptions: u64,
+    /// Steps begun.
+    pub steps: u64,
+    /// A step runs, or requests wait for one.
+    pub busy: bool,
+    /// Since the step loop last went round. If `busy` and this is large, the executor hangs.
+    pub since_heartbeat: Duration,
+    /// Whether requests are taken.
+    pub state: EngineState,
+}
+
+/// The shared side of it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) next_id: AtomicU64,
+    /// Requests submitted that have not run yet: what `max_waiting` bounds.
+    pub(super) queued: AtomicUsize,
+    pub(super) prompt_tokens: AtomicU64,
+    pub(super) generation_tokens: AtomicU64,
+    pub(super) running: AtomicUsize,
+    pub(super) waiting: AtomicUsize,
+    pub(super) kv_blocks_used: AtomicUsize,
+    pub(super) kv_blocks_total: usize,
+    pub(super) prefix_queries: AtomicU64,
+    pub(super) prefix_hits: AtomicU64,
+    pub(super) preemptions: AtomicU64,
+    pub(super) steps: AtomicU64,
+    pub(super) busy: AtomicBool,
+    state: AtomicU8,
+    started: Instant,
+    heartbeat: AtomicU64, // nanoseconds after `started`
+    stopped: (Mutex<bool>, Condvar),
+}
+
+impl Shared {
+    pub(super) fn new(kv_blocks_total: usize) -> Self {
+        Self {
+            next_id: AtomicU64::new(0),
+            queued: AtomicUsize::new(0),
+            prompt_tokens: AtomicU64::new(0),
+            generation_tokens: AtomicU64::new(0),
+            running: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            kv_blocks_used: AtomicUsize::new(0),
+            kv_blocks_total,
+            prefix_queries: AtomicU64::new(0),
+            prefix_hits: AtomicU64::new(0),
+            preemptions: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
+            state: AtomicU8::new(EngineState::Running as u8),
+            started: Instant::now(),
+            heartbeat: AtomicU64::new(0),
+            stopped: (Mutex::new(false), Condvar::new()),
+        }
+    }
+
+    pub(super) fn state(&self) -> EngineState {
+        EngineState::from_u8(self.state.load(Ordering::Acquire))
+    }
+
+    /// Goes on to `state`; never back.
+    pub(super) fn advance_to(&self, state: EngineState) {
+        self.state.fetch_max(state as u8, Ordering::AcqRel);
+        if state == EngineState::Stopped {
+            *self
+                .stopped
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = true;
+            self.stopped.1.notify_all();
+        }
+    }
+
+    /// Waits for [`EngineState::Stopped`]; false if `timeout` came first.
+    pub(super) fn wait_stopped(&self, timeout: Duration) -> bool {
+        let guard = self
+            .stopped
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let result = self
+            .stopped
+            .1
+            .wait_timeout_while(guard, timeout, |stopped| !*stopped);
+        *result.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub(super) fn beat(&self) {
+        self.heartbeat
+            .store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn snapshot(&self) -> Stats {
+        let state = self.state();
+        let heartbeat = Duration::from_nanos(self.heartbeat.load(Ordering::Relaxed));
+        // Requests that the thread has not taken from the channel yet wait too.
+        let waiting = self
+            .waiting
+            .load(Ordering::Relaxed)
+            .max(self.queued.load(Ordering::Relaxed));
+        let waiting = if state == EngineState::Stopped {
+            0
+        } else {
+            waiting
+        };
+        Stats {
+            running: self.running.load(Ordering::Relaxed),
+            waiting,
+            kv_blocks_used: self.kv_blocks_used.load(Ordering::Relaxed),
+            kv_blocks_total: self.kv_blocks_total,
+            prefix_queries: self.prefix_queries.load(Ordering::Relaxed),
+            prefix_hits: self.prefix_hits.load(Ordering::Relaxed),
+            prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
+            generation_tokens: self.generation_tokens.load(Ordering::Relaxed),
+            preemptions: self.preemptions.load(Ordering::Relaxed),
+            steps: self.steps.load(Ordering::Relaxed),
+            busy: self.busy.load(Ordering::Relaxed),
+            since_heartbeat: self.started.elapsed().saturating_sub(heartbeat),
+            state,
+        }
+    }
+}

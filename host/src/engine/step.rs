@@ -1,0 +1,461 @@
+//! The step loop: takes requests, asks the scheduler, runs the executor, chooses tokens, sends events.
+//! The only place where the parts of the engine meet. Runs on the engine's thread ([`run`]); tests call
+//! [`Core::step`] themselves. It never waits for a client: every event has its room in the channel.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use tokio::sync::mpsc::Sender;
+
+use super::handle::{Command, Submission};
+use super::params::{EngineEvent, FinishReason, SamplingParams, Timings, TokenLogprobs};
+use super::sampler::{History, SampleError, Sampler};
+use super::scheduler::{Limits, Outcome, Scheduler};
+use super::sequence::Sequence;
+use super::stats::{EngineState, Shared};
+use crate::exec::{ExecError, Executor, Step, StepSeq};
+
+/// The thread's main function.
+pub(super) fn run(mut core: Core, commands: Receiver<Command>) {
+    let shared = Arc::clone(&core.shared);
+    let ended = catch_unwind(AssertUnwindSafe(|| core.serve(&commands)));
+    if let Err(panic) = ended {
+        let what = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let what = what
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        tracing::error!("the engine panicked and has stopped: {what}");
+        core.fail_all(&format!(
+            "the engine stopped after an internal error: {what}"
+        ));
+    }
+    shared.advance_to(EngineState::Stopping);
+    // Whatever is left in the channel: its streams report that the engine has stopped.
+    drop(commands);
+    // The executor may panic again when it is dropped.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(core)));
+    shared.busy.store(false, Relaxed);
+    shared.running.store(0, Relaxed);
+    shared.waiting.store(0, Relaxed);
+    shared.kv_blocks_used.store(0, Relaxed);
+    shared.advance_to(EngineState::Stopped);
+}
+
+/// What the scheduler does not need to know of a request.
+struct Request {
+    params: SamplingParams,
+    priority: i32,
+    seed: u64,
+    /// The sequence ends at this length.
+    max_len: usize,
+    history: History,
+    prompt_logprobs: Vec<Option<TokenLogprobs>>,
+    events: Sender<EngineEvent>,
+    /// Counts towards `Shared::queued`.
+    queued: bool,
+    arrival: Instant,
+    first_scheduled: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl Request {
+    /// There is room for every event, and whether anyone listens is looked up before each step.
+    fn send(&self, event: EngineEvent) {
+        let _ = self.events.try_send(event);
+    }
+
+    fn timings(&self) -> Timings {
+        let Self {
+            arrival,
+            first_scheduled,
+            first_token,
+            ..
+        } = *self;
+        Timings {
+            arrival,
+            first_scheduled,
+            first_token,
+            finished: Instant::now(),
+        }
+    }
+
+    /// Takes the logits that the step gave for `seq`: reports on its prompt, chooses its next token.
+    fn take_logits(
+        &mut self,
+        seq: &Sequence,
+        rows: &[f32],
+        vocab: usize,
+        sampler: &mut Sampler,
+        shared: &Shared,
+    ) -> Outcome {
+        match self.try_take_logits(seq, rows, vocab, sampler, shared) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.send(EngineEvent::Failed(error.to_string()));
+                Outcome::Finish
+            }
+        }
+    }
+
+    fn try_take_logits(
+        &mut self,
+        seq: &Sequence,
+        rows: &[f32],
+        vocab: usize,
+        sampler: &mut Sampler,
+        shared: &Shared,
+    ) -> Result<Outcome, SampleError> {
+        if let (Some(count), Some(_)) = (self.params.prompt_logprobs, seq.prompt_rows) {
+            for (position, row) in seq.logit_positions().zip(rows.chunks_exact(vocab)) {
+                if position + 1 < seq.prompt_len {
+                    self.prompt_logprobs.push(Some(sampler.logprobs(
+                        row,
+                        seq.tokens[position + 1],
+                        count,
+                    )?));
+                }
+            }
+        }
+        if !seq.samples() {
+            return Ok(Outcome::Continue);
+        }
+        if seq.output_len() == 0 {
+            shared
+                .prompt_tokens
+                .fetch_add(seq.prompt_len as u64, Relaxed);
+            self.first_token = Some(Instant::now());
+            if self.params.prompt_logprobs.is_some() {
+                let prompt_logprobs = std::mem::take(&mut self.prompt_logprobs);
+                self.send(EngineEvent::PromptLogprobs(prompt_logprobs));
+            }
+        }
+        let row = &rows[rows.len() - vocab..];
+        let token = sampler.sample(row, &self.params, &self.history, self.seed)?;
+        let logprobs = self
+            .params
+            .logprobs
+            .map(|count| sampler.logprobs(row, token, count))
+            .transpose()?;
+        self.history.push(token);
+        shared.generation_tokens.fetch_add(1, Relaxed);
+        self.send(EngineEvent::Token { token, logprobs });
+
+        let stop_token = (self.history.output().len() >= self.params.min_tokens
+            && self.params.is_stop(token))
+        .then_some(token);
+        let reason = match stop_token {
+            Some(_) => FinishReason::Stop,
+            None if seq.tokens.len() + 1 >= self.max_len => FinishReason::Length,
+            None => return Ok(Outcome::Token(token)),
+        };
+        let Sequence {
+            cached_tokens,
+            preemptions,
+            ..
+        } = *seq;
+        self.send(EngineEvent::Finished {
+            reason,
+            stop_token,
+            cached_tokens,
+            preemptions,
+            timings: self.timings(),
+        });
+        Ok(Outcome::Finish)
+    }
+}
+
+fn step_seq(seq: &Sequence) -> StepSeq<'_> {
+    StepSeq {
+        id: seq.id,
+        tokens: &seq.tokens[..seq.step_end()],
+        computed: seq.computed,
+        prompt_len: seq.prompt_len,
+        blocks: &seq.blocks,
+        logits: seq.logit_rows(),
+    }
+}
+
+/// Everything that the engine's thread owns.
+pub(super) struct Core {
+    executor: Box<dyn Executor>,
+    vocab_size: usize,
+    scheduler: Scheduler,
+    sampler: Sampler,
+    requests: BTreeMap<u64, Request>,
+    shared: Arc<Shared>,
+}
+
+impl Core {
+    pub(super) fn new(executor: Box<dyn Executor>, limits: Limits, shared: Arc<Shared>) -> Self {
+        let vocab_size = executor.spec().vocab_size;
+        let scheduler = Scheduler::new(limits);
+        Self {
+            executor,
+            vocab_size,
+            scheduler,
+            sampler: Sampler::default(),
+            requests: BTreeMap::new(),
+            shared,
+        }
+    }
+
+    fn serve(&mut self, commands: &Receiver<Command>) {
+        loop {
+            if self.scheduler.is_idle() {
+                self.publish(false);
+                if self.shared.state() != EngineState::Running {
+                    match commands.try_recv() {
+                        Ok(command) => self.obey(command),
+                        Err(_) => return,
+                    }
+                    continue;
+                }
+                match commands.recv() {
+                    Ok(command) => self.obey(command),
+                    Err(_) => return, // every handle is gone
+                }
+            }
+            while let Ok(command) = commands.try_recv() {
+                self.obey(command);
+            }
+            if matches!(
+                self.shared.state(),
+                EngineState::Stopping | EngineState::Stopped
+            ) {
+                self.abort_all();
+                continue;
+            }
+            self.step();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.add(*submission),
+            Command::Wake => {}
+        }
+    }
+
+    /// Queues a request.
+    pub(super) fn add(&mut self, submission: Submission) {
+        let Submission {
+            id,
+            seed,
+            request,
+            max_len,
+            events,
+        } = submission;
+        let super::EngineRequest {
+            prompt,
+            params,
+            priority,
+            arrival,
+        } = request;
+        let history = History::new(&prompt, &params);
+        self.scheduler.add(Sequence::new(
+            id,
+            priority,
+            prompt,
+            params.prompt_logprobs.is_some(),
+        ));
+        let prompt_logprobs = if params.prompt_logprobs.is_some() {
+            vec![None]
+        } else {
+            Vec::new()
+        };
+        let request = Request {
+            params,
+            priority,
+            seed,
+            max_len,
+            history,
+            prompt_logprobs,
+            events,
+            queued: true,
+            arrival,
+            first_scheduled: None,
+            first_token: None,
+        };
+        self.requests.insert(id, request);
+    }
+
+    /// One step: nothing happens if nothing is queued.
+    pub(super) fn step(&mut self) {
+        self.drop_abandoned();
+        let decision = self.scheduler.schedule();
+        let now = Instant::now();
+        for id in &decision.preempted {
+            self.executor.forget(*id);
+        }
+        for id in decision.impossible {
+            self.fail(id, "the KV cache cannot hold this sequence any more: raise --kv-cache-memory or lower max_tokens");
+        }
+        for id in decision.admitted {
+            self.note_start(id, now);
+        }
+        self.publish(true);
+        if decision.tokens > 0 {
+            self.shared.steps.fetch_add(1, Relaxed);
+            if let Err(error) = self.execute() {
+                tracing::error!("a step failed: {error}");
+                for id in self.scheduler.fail_step() {
+                    self.fail(id, &format!("the model could not be run: {error}"));
+                }
+            }
+        }
+        self.publish(true);
+    }
+
+    /// A request runs for the first time, or again after preemption.
+    fn note_start(&mut self, id: u64, now: Instant) {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return;
+        };
+        if std::mem::take(&mut request.queued) {
+            self.shared.queued.fetch_sub(1, AcqRel);
+            request.first_scheduled = Some(now);
+            let cached_tokens = self
+                .scheduler
+                .running()
+                .iter()
+                .find(|seq| seq.id == id)
+                .map_or(0, |seq| seq.cached_tokens);
+            request.send(EngineEvent::Started {
+                cached_tokens,
+                at: now,
+            });
+        }
+    }
+
+    /// Frees what nobody listens to any more.
+    fn drop_abandoned(&mut self) {
+        let abandoned: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.events.is_closed())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in abandoned {
+            self.end(id, None);
+        }
+    }
+
+    fn abort_all(&mut self) {
+        let all: Vec<(u64, Timings)> = self
+            .requests
+            .iter()
+            .map(|(&id, request)| (id, request.timings()))
+            .collect();
+        for (id, timings) in all {
+            let reason = FinishReason::Abort;
+            let event = EngineEvent::Finished {
+                reason,
+                stop_token: None,
+                cached_tokens: 0,
+                preemptions: 0,
+                timings,
+            };
+            self.end(id, Some(event));
+        }
+    }
+
+    fn fail_all(&mut self, message: &str) {
+        for (_, request) in std::mem::take(&mut self.requests) {
+            request.send(EngineEvent::Failed(message.to_owned()));
+        }
+    }
+
+    fn fail(&mut self, id: u64, message: &str) {
+        self.end(id, Some(EngineEvent::Failed(message.to_owned())));
+    }
+
+    /// Ends a request, wherever it is.
+    fn end(&mut self, id: u64, event: Option<EngineEvent>) {
+        let Some(request) = self.requests.remove(&id) else {
+            return;
+        };
+        self.scheduler.abort(request.priority, id);
+        if request.first_scheduled.is_some() {
+            self.executor.forget(id);
+        }
+        if request.queued {
+            self.shared.queued.fetch_sub(1, AcqRel);
+        }
+        if let Some(event) = event {
+            request.send(event);
+        }
+    }
+
+    /// Runs what is scheduled.
+    fn execute(&mut self) -> Result<(), ExecError> {
+        let Self {
+            executor,
+            scheduler,
+            sampler,
+            requests,
+            shared,
+            vocab_size: vocab,
+            ..
+        } = self;
+        let scheduled = scheduler.running().iter().filter(|seq| seq.scheduled > 0);
+        let seqs: Vec<StepSeq<'_>> = scheduled.clone().map(step_seq).collect();
+        let rows: usize = scheduled.map(|seq| seq.logit_positions().len()).sum();
+        let logits = executor.execute(&Step { seqs: &seqs })?;
+        if logits.len() != rows * *vocab {
+            let got = logits.len();
+            return Err(ExecError::Failed(format!(
+                "expected {rows} rows of {vocab} logits, got {got} values"
+            )));
+        }
+        drop(seqs);
+        let mut rest = logits;
+        let mut finished = Vec::new();
+        scheduler.complete(|seq| {
+            let (rows, after) = rest.split_at(seq.logit_positions().len() * *vocab);
+            rest = after;
+            let outcome = match requests.get_mut(&seq.id) {
+                Some(request) => request.take_logits(seq, rows, *vocab, sampler, shared),
+                None => Outcome::Finish,
+            };
+            if outcome == Outcome::Finish {
+                finished.push(seq.id);
+            }
+            outcome
+        });
+        for id in finished {
+            self.requests.remove(&id);
+            self.executor.forget(id);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, busy: bool) {
+        let shared = &self.shared;
+        let (used, _) = self.scheduler.block_usage();
+        let counts = self.scheduler.counts();
+        shared
+            .running
+            .store(self.scheduler.running().len(), Relaxed);
+        shared.waiting.store(self.scheduler.waiting(), Relaxed);
+        shared.kv_blocks_used.store(used, Relaxed);
+        shared.prefix_queries.store(counts.queries, Relaxed);
+        shared.prefix_hits.store(counts.hits, Relaxed);
+        shared.preemptions.store(counts.preemptions, Relaxed);
+        shared.busy.store(busy, Relaxed);
+        shared.beat();
+    }
+
+    #[cfg(test)]
+    pub(super) fn requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+}

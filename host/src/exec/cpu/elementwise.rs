@@ -1,0 +1,232 @@
+//! Elementwise primitives over rows of buffers, without allocation: what rotary tables and the like need.
+//! The functions are the reference executor's own, so results agree bit for bit.
+
+use plugin_api::{DType, Op};
+
+use super::arena::{Arena, Data};
+use super::plan::{Elem, Operand, View};
+use super::statics::StaticData;
+use crate::exec::ExecError;
+use crate::exec::reference::elementwise as f;
+
+/// An elementwise call made ready: its function, and which column of every operand a column reads.
+pub(super) struct Kernel {
+    function: Function,
+    columns: Vec<Columns>,
+}
+
+enum Function {
+    Float1(fn(f32) -> f32),
+    Float2(fn(f32, f32) -> f32),
+    Int1(fn(i64) -> i64),
+    Int2(fn(i64, i64) -> Result<i64, String>),
+    CompareFloat(fn(f32, f32) -> bool),
+    CompareInt(fn(i64, i64) -> bool),
+    SelectFloat,
+    SelectInt,
+    IntToFloat,
+    FloatToInt,
+    Not,
+    And,
+    Or,
+}
+
+/// For every column of the output, the operand's column.
+enum Columns {
+    Same,
+    Broadcast(Vec<u32>),
+}
+
+/// Whether [`Kernel`] computes the op for these element types; others go to the reference executor.
+pub(super) fn is_native(op: &Op, input: Elem, output: Elem) -> bool {
+    function(op, input, output).is_some()
+}
+
+fn function(op: &Op, input: Elem, output: Elem) -> Option<Function> {
+    Some(match (op, input, output) {
+        (Op::Select, _, Elem::F32) => Function::SelectFloat,
+        (Op::Select, _, Elem::I64) => Function::SelectInt,
+        (Op::Cast { dtype }, Elem::I64, Elem::F32) if dtype.is_float() => Function::IntToFloat,
+        (Op::Cast { dtype: DType::I64 }, Elem::F32, Elem::I64) => Function::FloatToInt,
+        (Op::Not, ..) => Function::Not,
+        (Op::And, ..) => Function::And,
+        (Op::Or, ..) => Function::Or,
+        (_, Elem::F32, Elem::F32) => match (f::float_unary(op), f::float_binary(op)) {
+            (Some(g), _) => Function::Float1(g),
+            (_, g) => Function::Float2(g?),
+        },
+        (_, Elem::I64, Elem::I64) => match (f::int_unary(op), f::int_binary(op)) {
+            (Some(g), _) => Function::Int1(g),
+            (_, g) => Function::Int2(g?),
+        },
+        (_, Elem::F32, Elem::Bool) => Function::CompareFloat(f::comparison(op)?),
+        (_, Elem::I64, Elem::Bool) => Function::CompareInt(f::comparison(op)?),
+        _ => return None,
+    })
+}
+
+impl Kernel {
+    /// For output rows of these dimensions.
+    pub(super) fn new(op: &Op, inputs: &[Operand], out: &View, dims: &[usize], statics: &[StaticData]) -> Option<Kernel> {
+        // The first operand of a select is the condition: its values decide the type.
+        let input = match inputs.first()? {
+            Operand::View(v, _) => v.elem,
+            Operand::Static(id, _) => statics[*id].elem(),
+        };
+        let function = function(op, input, out.elem)?;
+        let columns = inputs.iter().map(|o| columns(o, dims)).collect();
+        Some(Kernel { function, columns })
+    }
+
+    /// Computes all rows of `out`.
+    pub(super) fn run(
+        &self,
+        inputs: &[Operand],
+        out: &View,
+        arena: &mut Arena,
+        statics: &[StaticData],
+    ) -> Result<(), ExecError> {
+        arena.with_out(out, |arena, data| {
+            let rows = arena.rows(out);
+            let read = Read { inputs, columns: &self.columns, arena, statics };
+            for r in 0..rows {
+                let at = out.offset + r * out.stride;
+                self.row(&read, r, data, at, out.cols)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn row(&self, read: &Read<'_>, r: usize, out: &mut Data, at: usize, cols: usize) -> Result<(), ExecError> {
+        let mismatch = || ExecError::Failed("an elementwise call has operands of the wrong type".into());
+        match (out, &self.function) {
+            (Data::F32(out), function) => {
+                for (c, y) in out[at..at + cols].iter_mut().enumerate() {
+                    *y = match function {
+                        Function::Float1(g) => g(read.f32(0, r, c).ok_or_else(mismatch)?),
+                        Function::Float2(g) => {
+                            let (a, b) = (read.f32(0, r, c), read.f32(1, r, c));
+                            g(a.ok_or_else(mismatch)?, b.ok_or_else(mismatch)?)
+                        }
+                        Function::SelectFloat => {
+                            let which = if read.bool(0, r, c).ok_or_else(mismatch)? { 1 } else { 2 };
+                            read.f32(which, r, c).ok_or_else(mismatch)?
+                        }
+                        Function::IntToFloat => read.i64(0, r, c).ok_or_else(mismatch)? as f32,
+                        _ => return Err(mismatch()),
+                    };
+                }
+            }
+            (Data::I64(out), function) => {
+                for (c, y) in out[at..at + cols].iter_mut().enumerate() {
+                    *y = match function {
+                        Function::Int1(g) => g(read.i64(0, r, c).ok_or_else(mismatch)?),
+                        Function::Int2(g) => {
+                            let (a, b) = (read.i64(0, r, c), read.i64(1, r, c));
+                            g(a.ok_or_else(mismatch)?, b.ok_or_else(mismatch)?).map_err(ExecError::Failed)?
+                        }
+                        Function::SelectInt => {
+                            let which = if read.bool(0, r, c).ok_or_else(mismatch)? { 1 } else { 2 };
+                            read.i64(which, r, c).ok_or_else(mismatch)?
+                        }
+                        Function::FloatToInt => read.f32(0, r, c).ok_or_else(mismatch)? as i64,
+                        _ => return Err(mismatch()),
+                    };
+                }
+            }
+            (Data::Bool(out), function) => {
+                for (c, y) in out[at..at + cols].iter_mut().enumerate() {
+                    let bools = |k| read.bool(k, r, c).ok_or_else(mismatch);
+                    *y = match function {
+                        Function::CompareFloat(g) => {
+                            let (a, b) = (read.f32(0, r, c), read.f32(1, r, c));
+                            g(a.ok_or_else(mismatch)?, b.ok_or_else(mismatch)?)
+                        }
+                        Function::CompareInt(g) => {
+                            let (a, b) = (read.i64(0, r, c), read.i64(1, r, c));
+                            g(a.ok_or_else(mismatch)?, b.ok_or_else(mismatch)?)
+                        }
+                        Function::Not => !bools(0)?,
+                        Function::And => bools(0)? && bools(1)?,
+                        Function::Or => bools(0)? || bools(1)?,
+                        _ => return Err(mismatch()),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Element access to the operands of a call.
+struct Read<'a> {
+    inputs: &'a [Operand],
+    columns: &'a [Columns],
+    arena: &'a Arena,
+    statics: &'a [StaticData],
+}
+
+impl Read<'_> {
+    fn index(&self, k: usize, r: usize, c: usize) -> usize {
+        let c = match &self.columns[k] {
+            Columns::Same => c,
+            Columns::Broadcast(map) => map[c] as usize,
+        };
+        match &self.inputs[k] {
+            Operand::View(v, _) => v.offset + r * v.stride + c,
+            Operand::Static(..) => c,
+        }
+    }
+
+    fn f32(&self, k: usize, r: usize, c: usize) -> Option<f32> {
+        let i = self.index(k, r, c);
+        match &self.inputs[k] {
+            Operand::View(v, _) => if let Data::F32(d) = self.arena.data(v) { d.get(i).copied() } else { None },
+            Operand::Static(id, _) => if let StaticData::F32(d) = &self.statics[*id] { d.get(i).copied() } else { None },
+        }
+    }
+
+    fn i64(&self, k: usize, r: usize, c: usize) -> Option<i64> {
+        let i = self.index(k, r, c);
+        match &self.inputs[k] {
+            Operand::View(v, _) => if let Data::I64(d) = self.arena.data(v) { d.get(i).copied() } else { None },
+            Operand::Static(id, _) => if let StaticData::I64(d) = &self.statics[*id] { d.get(i).copied() } else { None },
+        }
+    }
+
+    fn bool(&self, k: usize, r: usize, c: usize) -> Option<bool> {
+        let i = self.index(k, r, c);
+        match &self.inputs[k] {
+            Operand::View(v, _) => if let Data::Bool(d) = self.arena.data(v) { d.get(i).copied() } else { None },
+            Operand::Static(id, _) => if let StaticData::Bool(d) = &self.statics[*id] { d.get(i).copied() } else { None },
+        }
+    }
+}
+
+/// Which column of the operand every output column reads, under numpy's broadcasting.
+fn columns(operand: &Operand, dims: &[usize]) -> Columns {
+    // Dimensions beside the rows. A static of full rank has a leading 1 in the place of the rows.
+    let own = match operand {
+        Operand::View(_, d) => d.as_slice(),
+        Operand::Static(_, d) if d.len() > dims.len() => &d[1..],
+        Operand::Static(_, d) => d.as_slice(),
+    };
+    if own == dims {
+        return Columns::Same;
+    }
+    let cols: usize = dims.iter().product();
+    let mut map = vec![0u32; cols];
+    for (c, target) in map.iter_mut().enumerate() {
+        let (mut rest, mut stride, mut index) = (c, 1usize, 0usize);
+        for (i, &size) in dims.iter().enumerate().rev() {
+            let at = rest % size;
+            rest /= size;
+            if let Some(&d) = (i + own.len()).checked_sub(dims.len()).and_then(|j| own.get(j)) {
+                index += if d == 1 { 0 } else { at * stride };
+                stride *= d;
+            }
+        }
+        *target = index as u32;
+    }
+    Columns::Broadcast(map)
+}

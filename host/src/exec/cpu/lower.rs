@@ -1,0 +1,565 @@
+//! From an optimised graph to a [`Plan`]: chooses kernels, fuses what a kernel can do in one pass, and
+//! says where every value lives.
+//!
+//! Fusions: projections that read the same input become one call (merged QKV, gate and up); a linear
+//! whose only reader is an activation or a residual add takes it as epilogue; rotary embeddings are
+//! applied in place; reshapes, slices of columns and casts between floats cost nothing.
+//!
+//! Architecture invariant: every value of the step has the tokens (or selected rows) as its first and
+//! only symbolic dimension, and every call computes rows from the same rows of its inputs, attention
+//! aside. That is what makes batching sequences end to end right. A graph that breaks it is refused.
+
+use std::collections::HashMap;
+
+use kernels::cpu::{Activation as KernelActivation, RopeStyle, WeightDtype};
+use plugin_api::{Activation, DType, Dim, Graph, InputKind, Node, Op, SpecError, Type, Value, define};
+
+use super::memory::{self, buffer_for};
+use super::plan::*;
+use crate::graph::rows::{per_token, rowwise};
+
+/// Why a graph has no plan.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LowerError {
+    /// A value whose rows are not tokens.
+    #[error(
+        "node %{node} ({name}) = {op}: the CPU executor batches sequences and cannot, since this value ({ty}) mixes tokens; \
+         use --executor reference"
+    )]
+    NotBatchable {
+        /// Index of the node.
+        node: usize,
+        /// Its name.
+        name: String,
+        /// Its op.
+        op: String,
+        /// Its type.
+        ty: String,
+    },
+    /// The rewritten graph broke a rule: a defect of a pass.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The graph has no output `logits`.
+    #[error("the graph has no output `logits` that depends on the step")]
+    NoLogits,
+}
+
+/// Makes the plan. `dtype_of` gives the type in which the executor will hold a matrix, by its node.
+/// Returns the graph that the plan's statics refer to (composites without a kernel are expanded in it).
+pub fn lower(graph: &Graph, dtype_of: &dyn Fn(&Graph, Value) -> WeightDtype) -> Result<(Graph, Plan), LowerError> {
+    let graph = expand_unsupported(graph)?;
+    let facts = Facts::of(&graph);
+    facts.check_rows(&graph)?;
+    let mut lowering = Lowering {
+        graph: &graph,
+        expressions: expressions(&graph, &facts.is_static),
+        facts,
+        dtype_of,
+        places: vec![None; graph.nodes.len()],
+        values: vec![],
+        statics: vec![],
+        static_ids: HashMap::new(),
+        calls: vec![],
+        states: vec![],
+        inputs: Inputs::default(),
+    };
+    for i in 0..graph.nodes.len() {
+        if !lowering.facts.is_static[i] {
+            lowering.node(i);
+        }
+    }
+    let logits = graph.output("logits").and_then(|v| lowering.places[v.index()]).ok_or(LowerError::NoLogits)?;
+    let plan = lowering.finish(logits);
+    Ok((graph, plan))
+}
+
+/// What the graph says about its nodes.
+struct Facts {
+    /// Does not depend on the step.
+    is_static: Vec<bool>,
+    /// The node in whose call this linear is computed, as its epilogue or activation.
+    fused_into: Vec<Option<usize>>,
+    /// Values that are the same memory: the first of them.
+    class: Vec<usize>,
+    /// By class: the last node whose call reads it.
+    last_use: Vec<usize>,
+    /// Linears computed in one call, by their input.
+    groups: HashMap<Value, Vec<usize>>,
+}
+
+impl Facts {
+    fn of(graph: &Graph) -> Facts {
+        let n = graph.nodes.len();
+        let is_static = static_nodes(graph);
+        let mut readers: Vec<Vec<usize>> = vec![vec![]; n];
+        for (i, node) in graph.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|v| readers[v.index()].push(i));
+        }
+        // An output is read after the last node.
+        graph.outputs.iter().for_each(|(_, v)| readers[v.index()].push(usize::MAX));
+
+        let mut fused_into = vec![None; n];
+        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| !is_static[*i]) {
+            let candidates: &[Value] = match node.op {
+                // The right side first: the left is usually the residual stream.
+                Op::Add if graph.ty(node.inputs[0]) == graph.ty(node.inputs[1]) => {
+                    &[node.inputs[1], node.inputs[0]]
+                }
+                Op::Activation { .. } => &[node.inputs[0]],
+                _ => &[],
+            };
+            let fusable = |v: &&Value| {
+                let j = v.index();
+                graph.nodes[j].op == Op::Linear && !is_static[j] && readers[j] == [i] && node.ty.shape.rank() == 2
+            };
+            let both_dynamic = node.inputs.iter().all(|v| !is_static[v.index()]);
+            if let Some(v) = candidates.iter().find(fusable).filter(|_| both_dynamic) {
+                fused_into[v.index()] = Some(i);
+            }
+        }
+        let mut class: Vec<usize> = (0..n).collect();
+        let mut last_use: Vec<usize> = (0..n).collect();
+        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| !is_static[*i]) {
+            if is_view(graph, node) {
+                class[i] = class[node.inputs[0].index()];
+            }
+            let call = fused_into[i].unwrap_or(i);
+            for v in &node.inputs {
+                let c = class[v.index()];
+                last_use[c] = last_use[c].max(call);
+            }
+        }
+        for (_, v) in &graph.outputs {
+            last_use[class[v.index()]] = usize::MAX;
+        }
+        let mut groups: HashMap<Value, Vec<usize>> = HashMap::new();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            if node.op == Op::Linear && !is_static[i] && fused_into[i].is_none() {
+                groups.entry(node.inputs[0]).or_default().push(i);
+            }
+        }
+        Facts { is_static, fused_into, class, last_use, groups }
+    }
+
+    fn check_rows(&self, graph: &Graph) -> Result<(), LowerError> {
+        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| !self.is_static[*i]) {
+            let dims = &node.ty.shape.0;
+            let selected = dims.first() == Some(&Dim::R());
+            let shaped = (selected || per_token(&node.ty)) && dims[1..].iter().all(|d| d.as_const().is_some());
+            let by_row = match &node.op {
+                Op::Input { .. } | Op::SelectOutputs | Op::Attention { .. } => true,
+                _ if selected => rowwise_selected(graph, node),
+                _ => rowwise(graph, node),
+            };
+            if !(shaped && by_row) {
+                return Err(LowerError::NotBatchable {
+                    node: i,
+                    name: node.name.clone(),
+                    op: node.op.name(),
+                    ty: node.ty.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `rowwise` for values of selected rows: the same rule with R in the place of T.
+fn rowwise_selected(graph: &Graph, node: &Node) -> bool {
+    let rows_as_tokens = |ty: &Type| {
+        let mut ty = ty.clone();
+        if let Some(first) = ty.shape.0.first_mut().filter(|d| **d == Dim::R()) {
+            *first = Dim::T();
+        }
+        ty
+    };
+    let mut local = Graph::default();
+    let mut copy = node.clone();
+    for (k, v) in node.inputs.iter().enumerate() {
+        if per_token(graph.ty(*v)) {
+            return false;
+        }
+        // Only the types matter to the rule.
+        let ty = rows_as_tokens(graph.ty(*v));
+        local.nodes.push(Node { op: Op::Neg, inputs: vec![], ty, name: String::new() });
+        copy.inputs[k] = Value(k as u32);
+    }
+    copy.ty = rows_as_tokens(&node.ty);
+    rowwise(&local, &copy)
+}
+
+/// Whether the value is its first input's memory, looked at differently.
+fn is_view(graph: &Graph, node: &Node) -> bool {
+    let Some(&x) = node.inputs.first() else { return false };
+    let from = graph.ty(x);
+    match &node.op {
+        Op::Reshape { .. } => from.shape.0.first() == node.ty.shape.0.first(),
+        Op::Cast { dtype } => dtype.is_float() && from.dtype.is_float(),
+        Op::Slice { axis, step: 1, .. } => *axis >= 1 && from.shape.0[1..*axis].iter().all(Dim::is_one),
+        _ => false,
+    }
+}
+
+fn static_nodes(graph: &Graph) -> Vec<bool> {
+    let mut out: Vec<bool> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let fixed = !matches!(node.op, Op::Input { .. }) && node.ty.shape.as_consts().is_some();
+        out.push(fixed && node.inputs.iter().all(|v| out[v.index()]));
+    }
+    out
+}
+
+/// Replaces composites that have no kernel for their operands by their definitions.
+fn expand_unsupported(graph: &Graph) -> Result<Graph, SpecError> {
+    let is_static = static_nodes(graph);
+    let mut b = plugin_api::Builder::new();
+    let mut map: Vec<Value> = Vec::with_capacity(graph.nodes.len());
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let inputs: Vec<Value> = node.inputs.iter().map(|v| map[v.index()]).collect();
+        let keep = !node.op.is_composite() || (!is_static[i] && has_kernel(graph, node, &is_static));
+        let value = b.scope(node.name.clone(), |b| {
+            let defined = if keep { None } else { define::define(b, &node.op, &inputs) };
+            defined.unwrap_or_else(|| b.op(node.op.clone(), &inputs))
+        });
+        map.push(value);
+    }
+    graph.outputs.iter().for_each(|(name, v)| b.output(name, map[v.index()]));
+    b.finish()
+}
+
+fn has_kernel(graph: &Graph, node: &Node, is_static: &[bool]) -> bool {
+    let fixed = |k: usize| node.inputs.get(k).is_none_or(|v| is_static[v.index()]);
+    let rank = |k: usize| graph.ty(node.inputs[k]).shape.rank();
+    match &node.op {
+        Op::Linear => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
+        Op::Embedding => !fixed(0) && rank(0) == 1 && fixed(1),
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
+        Op::Rope { .. } => node.inputs.iter().all(|v| !is_static[v.index()]),
+        Op::Attention { .. } => (0..3).all(|k| !fixed(k)) && fixed(3) && fixed(4),
+        Op::Activation { .. } => true,
+        Op::Gated { .. } => !fixed(0) && !fixed(1),
+        _ => false,
+    }
+}
+
+struct Lowering<'a> {
+    graph: &'a Graph,
+    facts: Facts,
+    /// By node, for statics.
+    expressions: Vec<String>,
+    dtype_of: &'a dyn Fn(&Graph, Value) -> WeightDtype,
+    /// Where values are, once computed. Buffers are numbered one a value until `finish`.
+    places: Vec<Option<View>>,
+    values: Vec<Buffer>,
+    statics: Vec<Static>,
+    static_ids: HashMap<(String, StaticForm), StaticId>,
+    calls: Vec<Call>,
+    states: Vec<plugin_api::KvState>,
+    inputs: Inputs,
+}
+
+impl Lowering<'_> {
+    fn node(&mut self, i: usize) {
+        let node = &self.graph.nodes[i];
+        if self.facts.fused_into[i].is_some() {
+            return; // computed by its reader's call
+        }
+        let place = match &node.op {
+            Op::Input { kind } => self.input(i, *kind),
+            _ if is_view(self.graph, node) => self.view(node),
+            Op::Embedding => {
+                let (ids, table) = (self.at(node.inputs[0]), self.statics(node.inputs[1], StaticForm::Matrix));
+                self.call(i, |out| Call::Embed { table, ids, out })
+            }
+            Op::Linear => return self.linear_group(node.inputs[0]),
+            Op::Add | Op::Activation { .. } if self.fused_linear(node).is_some() => self.linear_with_epilogue(i),
+            Op::Add if self.same_views(node) => {
+                let (a, b) = (self.at(node.inputs[0]), self.at(node.inputs[1]));
+                self.call(i, |out| Call::Add { a, b, out })
+            }
+            Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(i),
+            Op::Rope { interleaved } => self.rope(i, *interleaved),
+            Op::Attention { .. } => self.attention(i),
+            Op::Activation { kind } => {
+                let (x, kind) = (self.at(node.inputs[0]), kernel_activation(*kind));
+                self.call(i, |out| Call::Activate { kind, x, out })
+            }
+            Op::Gated { kind } => {
+                let (gate, up) = (self.at(node.inputs[0]), self.at(node.inputs[1]));
+                let kind = kernel_activation(*kind);
+                self.call(i, |out| Call::Gated { kind, gate, up, out })
+            }
+            Op::SelectOutputs if self.at(node.inputs[0]).elem == Elem::F32 => {
+                let x = self.at(node.inputs[0]);
+                self.call(i, |out| Call::SelectRows { x, out })
+            }
+            _ => self.primitive(i),
+        };
+        self.places[i] = Some(place);
+    }
+
+    /// Where a value of the step is; its node came before.
+    fn at(&self, v: Value) -> View {
+        self.places[v.index()].expect("inputs are lowered before their readers")
+    }
+
+    /// A new value of this node's type, and the call that writes it.
+    fn call(&mut self, i: usize, make: impl FnOnce(View) -> Call) -> View {
+        let out = self.new_value(&self.graph.nodes[i].ty);
+        self.calls.push(make(out));
+        out
+    }
+
+    fn new_value(&mut self, ty: &Type) -> View {
+        let rows = if ty.shape.0.first() == Some(&Dim::R()) { RowKind::Selected } else { RowKind::Tokens };
+        self.new_view(elem(ty.dtype), rows, row_dims(ty).iter().product())
+    }
+
+    fn new_view(&mut self, elem: Elem, rows: RowKind, cols: usize) -> View {
+        self.values.push(buffer_for(elem, rows, cols));
+        View { buffer: self.values.len() - 1, elem, rows, cols, offset: 0, stride: cols }
+    }
+
+    fn statics(&mut self, value: Value, form: StaticForm) -> StaticId {
+        let text = self.expressions[value.index()].clone();
+        *self.static_ids.entry((text.clone(), form)).or_insert_with(|| {
+            self.statics.push(Static { value, form, text });
+            self.statics.len() - 1
+        })
+    }
+
+    fn input(&mut self, i: usize, kind: InputKind) -> View {
+        let view = self.new_value(&self.graph.nodes[i].ty);
+        *match kind {
+            InputKind::TokenIds => &mut self.inputs.token_ids,
+            InputKind::Positions => &mut self.inputs.positions,
+            InputKind::ContextLength => &mut self.inputs.context_length,
+        } = Some(view);
+        view
+    }
+
+    fn view(&self, node: &Node) -> View {
+        let x = self.at(node.inputs[0]);
+        match &node.op {
+            Op::Slice { axis, start, .. } => {
+                let inner: usize = row_dims(&node.ty)[*axis..].iter().product();
+                x.columns(constant(start) * inner, row_dims(&node.ty).iter().product())
+            }
+            _ => x,
+        }
+    }
+
+    /// The linear that is computed in the call of this add or activation.
+    fn fused_linear(&self, node: &Node) -> Option<Value> {
+        let here = |v: &&Value| {
+            self.facts.fused_into[v.index()].is_some_and(|i| std::ptr::eq(&self.graph.nodes[i], node))
+        };
+        node.inputs.iter().find(here).copied()
+    }
+
+    fn segment(&mut self, linear: &Node, column: usize, activation: Option<Activation>) -> Segment {
+        Segment {
+            weight: self.statics(linear.inputs[1], StaticForm::Matrix),
+            bias: linear.inputs.get(2).map(|&b| self.statics(b, StaticForm::Values)),
+            n: row_dims(&linear.ty)[0],
+            column,
+            activation: activation.map(kernel_activation),
+        }
+    }
+
+    /// One call for all linears of this input, except for those whose weights are held in another type.
+    fn linear_group(&mut self, input: Value) {
+        let Some(mut members) = self.facts.groups.remove(&input) else { return };
+        while let Some(&first) = members.first() {
+            let dtype = |i: usize| (self.dtype_of)(self.graph, self.graph.nodes[i].inputs[1]);
+            let want = dtype(first);
+            let (now, later): (Vec<usize>, Vec<usize>) = members.iter().partition(|&&i| dtype(i) == want);
+            let x = self.at(input);
+            let width = |i: &usize| row_dims(&self.graph.nodes[*i].ty)[0];
+            let out = self.new_view(Elem::F32, x.rows, now.iter().map(width).sum());
+            let (mut segments, mut column) = (vec![], 0);
+            for &i in &now {
+                let segment = self.segment(&self.graph.nodes[i], column, None);
+                self.places[i] = Some(out.columns(column, segment.n));
+                column += segment.n;
+                segments.push(segment);
+            }
+            self.calls.push(Call::Linear { x, segments, epilogue: Epilogue::None, out });
+            members = later;
+        }
+    }
+
+    /// activation(linear(x)), or y + linear(x).
+    fn linear_with_epilogue(&mut self, i: usize) -> View {
+        let node = &self.graph.nodes[i];
+        let linear = self.fused_linear(node).expect("checked by the caller");
+        let x = self.at(self.graph.node(linear).inputs[0]);
+        if let Op::Activation { kind } = node.op {
+            let segments = vec![self.segment(self.graph.node(linear), 0, Some(kind))];
+            return self.call(i, |out| Call::Linear { x, segments, epilogue: Epilogue::None, out });
+        }
+        let segments = vec![self.segment(self.graph.node(linear), 0, None)];
+        let other = if node.inputs[0] == linear { node.inputs[1] } else { node.inputs[0] };
+        let y = self.at(other);
+        if self.dies_at(other, i) && y.is_whole() && y.buffer != x.buffer {
+            self.calls.push(Call::Linear { x, segments, epilogue: Epilogue::Accumulate, out: y });
+            return y;
+        }
+        self.call(i, |out| Call::Linear { x, segments, epilogue: Epilogue::Add(y), out })
+    }
+
+    /// Whether nothing reads the memory of `v` after node i.
+    fn dies_at(&self, v: Value, i: usize) -> bool {
+        let class = self.facts.class[v.index()];
+        self.facts.last_use[class] == i && !matches!(self.graph.nodes[class].op, Op::Input { .. })
+    }
+
+    fn same_views(&self, node: &Node) -> bool {
+        let is_dynamic = |v: &Value| !self.facts.is_static[v.index()];
+        node.inputs.iter().all(|v| is_dynamic(v) && *self.graph.ty(*v) == node.ty)
+            && node.ty.dtype.is_float()
+    }
+
+    fn norm(&mut self, i: usize) -> View {
+        let node = &self.graph.nodes[i];
+        let mut fixed = |k: usize| node.inputs.get(k).map(|&v| self.statics(v, StaticForm::Values));
+        let norm = match node.op {
+            Op::RmsNorm { eps, unit_offset } => {
+                Norm::Rms { weight: fixed(1).expect("rms_norm has a weight"), unit_offset, eps }
+            }
+            Op::LayerNorm { eps } => Norm::Layer { weight: fixed(1), bias: fixed(2), eps },
+            _ => unreachable!("called for norms"),
+        };
+        let x = self.at(node.inputs[0]);
+        self.call(i, |out| Call::Norm { norm, x, out })
+    }
+
+    fn rope(&mut self, i: usize, interleaved: bool) -> View {
+        let node = &self.graph.nodes[i];
+        let (x, cos, sin) = (self.at(node.inputs[0]), self.at(node.inputs[1]), self.at(node.inputs[2]));
+        let head_dim = row_dims(&node.ty)[1];
+        let style = if interleaved { RopeStyle::Interleaved } else { RopeStyle::Half };
+        if self.dies_at(node.inputs[0], i) {
+            self.calls.push(Call::Rope { x, head_dim, cos, sin, style, out: x });
+            return x;
+        }
+        self.call(i, |out| Call::Rope { x, head_dim, cos, sin, style, out })
+    }
+
+    fn attention(&mut self, i: usize) -> View {
+        let node = &self.graph.nodes[i];
+        let Op::Attention { state, scale, window, softcap, sinks, alibi } = node.op else {
+            unreachable!("called for attention")
+        };
+        let (q, k, v) = (self.at(node.inputs[0]), self.at(node.inputs[1]), self.at(node.inputs[2]));
+        let (key, value) = (row_dims(self.graph.ty(node.inputs[1])), row_dims(self.graph.ty(node.inputs[2])));
+        self.states.push(plugin_api::KvState { id: state, heads: key[0], key_dim: key[1], value_dim: value[1], window });
+        let state = self.states.len() - 1;
+        let mut extra = node.inputs[3..].iter();
+        let mut fixed = |wanted: bool| {
+            let v = if wanted { extra.next() } else { None };
+            v.map(|&v| self.statics(v, StaticForm::Values))
+        };
+        let attention = Attention {
+            heads: row_dims(&node.ty)[0],
+            scale,
+            window: window.map(|w| w as usize),
+            softcap,
+            sinks: fixed(sinks),
+            alibi: fixed(alibi),
+        };
+        self.calls.push(Call::WriteKv { state, k, v });
+        self.call(i, |out| Call::Attention { state, q, attention, out })
+    }
+
+    fn primitive(&mut self, i: usize) -> View {
+        let node = &self.graph.nodes[i];
+        let operand = |this: &mut Self, v: &Value| {
+            let ty = this.graph.ty(*v);
+            if this.facts.is_static[v.index()] {
+                let dims = ty.shape.as_consts().unwrap_or_default();
+                Operand::Static(this.statics(*v, StaticForm::Values), dims)
+            } else {
+                Operand::View(this.at(*v), row_dims(ty))
+            }
+        };
+        let inputs: Vec<Operand> = node.inputs.iter().map(|v| operand(self, v)).collect();
+        let (op, dims) = (node.op.clone(), row_dims(&node.ty));
+        let native = super::elementwise::is_native(&op, elem(self.graph.ty(node.inputs[0]).dtype), elem(node.ty.dtype));
+        self.call(i, |out| {
+            if native {
+                Call::Elementwise { op, inputs, out, dims }
+            } else {
+                Call::Reference { op, inputs, out, dims }
+            }
+        })
+    }
+
+    fn finish(mut self, mut logits: View) -> Plan {
+        let Inputs { token_ids, positions, context_length } = &mut self.inputs;
+        let mut pinned: Vec<&mut View> = [token_ids, positions, context_length].into_iter().flatten().collect();
+        pinned.push(&mut logits);
+        let buffers = memory::assign(&mut self.calls, &self.values, &mut pinned);
+        Plan { buffers, statics: self.statics, states: self.states, calls: self.calls, inputs: self.inputs, logits }
+    }
+}
+
+/// Sizes of the dimensions beside the rows.
+fn row_dims(ty: &Type) -> Vec<usize> {
+    ty.shape.0[1..].iter().map(constant).collect()
+}
+
+fn constant(d: &Dim) -> usize {
+    // `check_rows` admits constants only.
+    d.as_const().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
+}
+
+fn elem(dtype: DType) -> Elem {
+    match dtype {
+        DType::Float | DType::F32 => Elem::F32,
+        DType::I64 => Elem::I64,
+        DType::Bool => Elem::Bool,
+    }
+}
+
+fn kernel_activation(kind: Activation) -> KernelActivation {
+    match kind {
+        Activation::Silu => KernelActivation::Silu,
+        Activation::Gelu => KernelActivation::GeluErf,
+        Activation::GeluTanh => KernelActivation::GeluTanh,
+        Activation::QuickGelu => KernelActivation::QuickGelu,
+        Activation::Relu => KernelActivation::Relu,
+        Activation::ReluSquared => KernelActivation::Relu2,
+        Activation::Softplus => KernelActivation::Softplus,
+        Activation::Sigmoid => KernelActivation::Sigmoid,
+        Activation::Tanh => KernelActivation::Tanh,
+    }
+}
+
+/// Static values as expressions over weights: their identity in plans. Names of nodes play no part.
+/// Long ones (big literals, deep expressions) are shortened to a digest.
+fn expressions(graph: &Graph, is_static: &[bool]) -> Vec<String> {
+    const LONGEST: usize = 160;
+    let mut out: Vec<String> = Vec::with_capacity(graph.nodes.len());
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let text = match &node.op {
+            _ if !is_static[i] => String::new(),
+            Op::Weight { name, .. } => name.clone(),
+            op if node.inputs.is_empty() => op.to_string(),
+            op => {
+                let inputs: Vec<&str> = node.inputs.iter().map(|v| out[v.index()].as_str()).collect();
+                format!("{op}({})", inputs.join(", "))
+            }
+        };
+        let weight = matches!(node.op, Op::Weight { .. });
+        out.push(if text.len() > LONGEST && !weight { digest(&node.op, &text) } else { text });
+    }
+    out
+}
+
+fn digest(op: &Op, text: &str) -> String {
+    use sha2::Digest as _;
+    let hash = sha2::Sha256::digest(text.as_bytes());
+    let hex: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
+    format!("{}#{hex}", op.name())
+}

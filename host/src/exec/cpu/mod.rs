@@ -1,0 +1,449 @@
+//! The CPU executor: runs a [`Plan`] over the kernels of the `kernels` crate, with a paged KV cache.
+//!
+//! It decides nothing about requests and knows no architecture. `lower` plans, `memory` shares buffers,
+//! `statics` holds weights, this file executes. Called by the engine through [`Executor`], and by `llm`
+//! and `host inspect` to plan.
+//!
+//! Architecture invariant: a sequence's logits do not depend on what else is in the step, on how its
+//! tokens are cut into steps, or on which blocks it has, bit for bit. The kernels keep one order of
+//! summation per output; nothing here depends on the number of rows.
+
+mod arena;
+mod elementwise;
+mod lower;
+mod memory;
+mod plan;
+mod statics;
+
+use std::sync::Arc;
+
+use half::bf16;
+use kernels::cpu::{self, Compute, Cpu, KernelError, KvCache, KvCacheMut, KvMut, KvRef, KvShape, Scratch, SeqSpan};
+use plugin_api::{Graph, InputKind, Value};
+
+use self::arena::{Arena, Data};
+use self::statics::StaticData;
+use super::{Dtype, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step};
+use crate::hub::Weights;
+
+pub use lower::{LowerError, lower};
+pub use plan::*;
+pub use statics::read_f32;
+
+
+
+/// Settings of the executor.
+#[derive(Debug, Clone)]
+pub struct CpuOptions {
+    /// Threads of the pool; `None`: the cores that this process may use.
+    pub threads: Option<usize>,
+    /// Arithmetic of matrix products.
+    pub dtype: Dtype,
+    /// Element type of the KV cache; `Float32` or `Bfloat16`.
+    pub kv_cache_dtype: Dtype,
+    /// The most tokens of a step.
+    pub max_tokens: usize,
+    /// The most sequences of a step.
+    pub max_seqs: usize,
+}
+
+/// Runs plans on the CPU.
+pub struct CpuExecutor {
+    plan: Arc<Plan>,
+    /// Elementwise calls made ready, by index of the call.
+    elementwise: Vec<Option<elementwise::Kernel>>,
+    statics: Vec<StaticData>,
+    cpu: Cpu,
+    scratch: Scratch,
+    compute: Dtype,
+    arena: Arena,
+    cache: Vec<LayerCache>,
+    kv_cache_dtype: Dtype,
+    spec: ExecSpec,
+    /// Rows of the step whose logits are wanted.
+    rows: Vec<u32>,
+    /// Ids for embedding calls, checked to be non-negative.
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+/// Keys and values of one attention state.
+struct LayerCache {
+    shape: KvShape,
+    k: CacheData,
+    v: CacheData,
+}
+
+enum CacheData {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+/// The plan of a graph for these weights and this arithmetic, with the graph that its statics refer to.
+pub fn plan(graph: &Graph, weights: &Weights, dtype: Dtype) -> Result<(Graph, Plan), LowerError> {
+    lower(graph, &|graph: &Graph, value: Value| statics::held_as(graph, value, weights, dtype))
+}
+
+impl CpuExecutor {
+    /// Plans the (verified, optimised) graph and prepares its weights.
+    pub fn new(graph: &Graph, weights: &Weights, options: &CpuOptions) -> Result<CpuExecutor, ExecError> {
+        let failed = |e: &dyn std::fmt::Display| ExecError::Failed(e.to_string());
+        let prefix_cache = match graph.reads(InputKind::ContextLength) {
+            true => PrefixCaching::PerPromptLength,
+            false => PrefixCaching::Shared,
+        };
+        let (graph, plan) = plan(graph, weights, options.dtype).map_err(|e| failed(&e))?;
+        let statics = statics::load(&graph, &plan.statics, weights, options.dtype)?;
+        let copied: usize = statics.iter().map(StaticData::bytes).sum();
+        tracing::debug!(calls = plan.calls.len(), buffers = plan.buffers.len(), copied_bytes = copied, "planned");
+        let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;
+        let max_rows = options.max_seqs + MAX_PROMPT_ROWS;
+        let spec = ExecSpec {
+            vocab_size: plan.logits.cols,
+            kv_bytes_per_block: plan.states.iter().map(|s| block_elements(s) * element_size(options.kv_cache_dtype)).sum(),
+            window: window_of_all(&plan),
+            prefix_cache,
+            max_tokens: options.max_tokens,
+            max_seqs: options.max_seqs,
+        };
+        let widest = plan.calls.iter().filter_map(|c| if let Call::Linear { x, .. } = c { Some(x.cols) } else { None });
+        let elementwise = plan.calls.iter().map(|c| prepare_elementwise(c, &statics)).collect();
+        Ok(CpuExecutor {
+            elementwise,
+            scratch: Scratch::with_capacity(options.max_tokens.max(max_rows), widest.max().unwrap_or(0)),
+            arena: Arena::new(&plan.buffers, options.max_tokens, max_rows),
+            compute: options.dtype,
+            kv_cache_dtype: options.kv_cache_dtype,
+            cache: vec![],
+            rows: Vec::with_capacity(max_rows),
+            ids: Vec::with_capacity(options.max_tokens),
+            logits: vec![],
+            plan: Arc::new(plan),
+            statics,
+            cpu,
+            spec,
+        })
+    }
+
+    /// The plan, for `host inspect`.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Writes the step's inputs into the arena and collects the rows whose logits are wanted.
+    fn begin(&mut self, step: &Step<'_>) -> Result<(), ExecError> {
+        self.rows.clear();
+        let mut first_row = 0usize;
+        for seq in step.seqs {
+            let (computed, len) = (seq.computed, seq.tokens.len());
+            if computed >= len {
+                return Err(ExecError::BadStep(format!("sequence {} has nothing to compute", seq.id)));
+            }
+            let from = match seq.logits {
+                LogitRows::None => len,
+                LogitRows::Last => len - 1,
+                LogitRows::From(position) => position.max(computed),
+            };
+            self.rows.extend((from..len).map(|p| (first_row + p - computed) as u32));
+            first_row += len - computed;
+        }
+        self.arena.begin(first_row, self.rows.len())?;
+        let inputs = self.plan.inputs;
+        let mut fill = |view: Option<View>, value: &dyn Fn(&super::StepSeq<'_>, usize) -> i64| {
+            let Some(view) = view else { return Ok(()) };
+            let mut slots = self.arena.i64_mut(&view)?.iter_mut();
+            for seq in step.seqs {
+                (seq.computed..seq.tokens.len()).zip(&mut slots).for_each(|(p, slot)| *slot = value(seq, p));
+            }
+            Ok::<(), ExecError>(())
+        };
+        fill(inputs.token_ids, &|seq, p| seq.tokens[p].into())?;
+        fill(inputs.positions, &|_, p| p as i64)?;
+        fill(inputs.context_length, &|seq, p| seq.prompt_len.max(p + 1) as i64)
+    }
+
+    fn run(&mut self, call: &Call, index: usize, spans: &[SeqSpan<'_>], step: &Step<'_>) -> Result<(), ExecError> {
+        let cpu = &self.cpu;
+        match call {
+            Call::Embed { table, ids, out } => {
+                let table = self.statics[*table].matrix()?;
+                self.ids.clear();
+                for &id in self.arena.i64(ids)? {
+                    self.ids.push(u32::try_from(id).map_err(|_| ExecError::Failed(format!("embedding of index {id}")))?);
+                }
+                let ids = &self.ids;
+                self.arena.with_f32(out, |_, out| Ok(cpu::embed(cpu, table, ids, out)?))
+            }
+            Call::Norm { norm, x, out } => {
+                let statics = &self.statics;
+                self.arena.with_f32(out, |arena, out| run_norm(cpu, norm, arena.f32(x)?, out, statics))
+            }
+            Call::Linear { .. } => self.linear(call),
+            Call::Rope { x, head_dim, cos, sin, style, out } => self.arena.with_f32(out, |arena, rows| {
+                let (cos, sin) = (arena.f32(cos)?, arena.f32(sin)?);
+                let rope = cpu::Rope {
+                    head_dim: *head_dim,
+                    rotary_dims: 2 * cos.cols,
+                    style: *style,
+                    cos: dense(&cos),
+                    sin: dense(&sin),
+                };
+                Ok(if x == out { cpu::rope(cpu, rows, &rope)? } else { cpu::rope_to(cpu, arena.f32(x)?, &rope, rows)? })
+            }),
+            Call::WriteKv { state, k, v } => {
+                let layer = &mut self.cache[*state];
+                let cache = KvCacheMut { shape: layer.shape, k: layer.k.as_mut(), v: layer.v.as_mut() };
+                Ok(cpu::write_kv(cpu, self.arena.f32(k)?, self.arena.f32(v)?, spans, cache)?)
+            }
+            Call::Attention { state, q, attention, out } => {
+                let layer = &self.cache[*state];
+                let cache = KvCache { shape: layer.shape, k: layer.k.as_ref(), v: layer.v.as_ref() };
+                let optional = |id: Option<usize>| id.map(|id| self.statics[id].values()).transpose();
+                let params = cpu::AttentionParams {
+                    heads: attention.heads,
+                    scale: attention.scale,
+                    window: attention.window,
+                    softcap: attention.softcap,
+                    sinks: optional(attention.sinks)?,
+                    alibi_slopes: optional(attention.alibi)?,
+                };
+                self.arena.with_f32(out, |arena, out| Ok(cpu::attention(cpu, &params, arena.f32(q)?, cache, spans, out)?))
+            }
+            Call::Activate { kind, x, out } => {
+                self.arena.with_f32(out, |arena, out| Ok(cpu::activate_to(cpu, *kind, arena.f32(x)?, out)?))
+            }
+            Call::Gated { kind, gate, up, out } => self
+                .arena
+                .with_f32(out, |arena, out| Ok(cpu::gated(cpu, *kind, arena.f32(gate)?, arena.f32(up)?, out)?)),
+            Call::Add { a, b, out } => {
+                self.arena.with_f32(out, |arena, out| Ok(cpu::add(cpu, arena.f32(a)?, arena.f32(b)?, out)?))
+            }
+            Call::SelectRows { x, out } => {
+                let rows = &self.rows;
+                self.arena.with_f32(out, |arena, out| Ok(cpu::gather_rows(cpu, arena.f32(x)?, rows, out)?))
+            }
+            Call::Elementwise { inputs, out, .. } => match &self.elementwise[index] {
+                Some(kernel) => kernel.run(inputs, out, &mut self.arena, &self.statics),
+                None => Err(ExecError::Failed("an elementwise call was not prepared".into())),
+            },
+            Call::Reference { .. } => self.reference(call, step),
+        }
+    }
+
+    fn linear(&mut self, call: &Call) -> Result<(), ExecError> {
+        let Call::Linear { x, segments, epilogue, out } = call else {
+            return Err(ExecError::Failed("not a linear".into()));
+        };
+        let (cpu, statics, scratch, dtype) = (&self.cpu, &self.statics, &mut self.scratch, self.compute);
+        let ready = |s: &plan::Segment| -> Result<cpu::Segment<'_>, ExecError> {
+            Ok(cpu::Segment {
+                weight: statics[s.weight].matrix()?,
+                bias: s.bias.map(|b| statics[b].values()).transpose()?,
+                n: s.n,
+                out_offset: s.column,
+                activation: s.activation,
+            })
+        };
+        // At most a handful of weights share an input.
+        let segments: Vec<cpu::Segment<'_>> = segments.iter().map(ready).collect::<Result<_, _>>()?;
+        self.arena.with_f32(out, |arena, rows| {
+            let epilogue = match epilogue {
+                Epilogue::None => cpu::Epilogue::None,
+                Epilogue::Accumulate => cpu::Epilogue::Accumulate,
+                Epilogue::Add(y) => cpu::Epilogue::Add(arena.f32(y)?),
+            };
+            let compute = if dtype == Dtype::Bfloat16 { Compute::Bf16 } else { Compute::F32 };
+            Ok(cpu::linear(cpu, scratch, arena.f32(x)?, &segments, compute, epilogue, rows)?)
+        })
+    }
+
+    /// A primitive without a kernel: right, and slow.
+    fn reference(&mut self, call: &Call, step: &Step<'_>) -> Result<(), ExecError> {
+        let Call::Reference { op, inputs, out, dims } = call else {
+            return Err(ExecError::Failed("not a reference call".into()));
+        };
+        let tensors: Vec<_> =
+            inputs.iter().map(|o| operand_tensor(o, &self.arena, &self.statics)).collect::<Result<_, _>>()?;
+        let tokens: usize = step.seqs.iter().map(|s| s.tokens.len() - s.computed).sum();
+        let rows: Vec<usize> = self.rows.iter().map(|&r| r as usize).collect();
+        let mut shape = vec![self.arena.rows(out)];
+        shape.extend(dims);
+        let result = super::reference::apply(op, &tensors, &shape, tokens, &rows)?;
+        self.arena.with_out(out, |_, data| {
+            use plugin_api::ConstData;
+            match (data, result.data) {
+                (Data::F32(to), ConstData::F32(from)) => to[..from.len()].copy_from_slice(&from),
+                (Data::I64(to), ConstData::I64(from)) => to[..from.len()].copy_from_slice(&from),
+                (Data::Bool(to), ConstData::Bool(from)) => to[..from.len()].copy_from_slice(&from),
+                _ => return Err(ExecError::Failed(format!("`{op}` gave another type than planned"))),
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn spec(&self) -> &ExecSpec {
+        &self.spec
+    }
+
+    fn allocate_cache(&mut self, blocks: usize) -> Result<(), ExecError> {
+        let allocate = |elements_per_block: usize| -> Result<CacheData, ExecError> {
+            let failed = |reason: String| ExecError::Cache {
+                blocks,
+                bytes: blocks.saturating_mul(self.spec.kv_bytes_per_block),
+                reason,
+            };
+            let n = blocks.checked_mul(elements_per_block).ok_or_else(|| failed("the size overflows".into()))?;
+            match self.kv_cache_dtype {
+                Dtype::Float32 => zeroed(n).map(CacheData::F32).map_err(failed),
+                _ => zeroed(n).map(CacheData::Bf16).map_err(failed),
+            }
+        };
+        let layer = |s: &plugin_api::KvState| -> Result<LayerCache, ExecError> {
+            let shape = kv_shape(s);
+            Ok(LayerCache { shape, k: allocate(shape.k_block())?, v: allocate(shape.v_block())? })
+        };
+        self.cache = self.plan.states.iter().map(layer).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError> {
+        if self.cache.len() != self.plan.states.len() {
+            return Err(ExecError::BadStep("allocate_cache comes before the first step".into()));
+        }
+        self.begin(step)?;
+        let mut first_row = 0;
+        let span = |seq: &super::StepSeq<'_>| (seq.tokens.len() - seq.computed, seq.computed);
+        let spans: Vec<SeqSpan<'_>> = step
+            .seqs
+            .iter()
+            .map(|seq| {
+                let (rows, first_position) = span(seq);
+                first_row += rows;
+                SeqSpan { first_row: first_row - rows, rows, first_position, blocks: seq.blocks }
+            })
+            .collect();
+        let plan = Arc::clone(&self.plan);
+        for (index, call) in plan.calls.iter().enumerate() {
+            self.run(call, index, &spans, step)?;
+        }
+        let logits = self.arena.f32(&plan.logits)?;
+        if plan.logits.is_whole() {
+            return Ok(&self.arena.f32(&plan.logits)?.data[..self.rows.len() * plan.logits.cols]);
+        }
+        self.logits.clear();
+        for r in 0..logits.rows {
+            self.logits.extend_from_slice(&logits.data[r * logits.stride..][..logits.cols]);
+        }
+        Ok(&self.logits)
+    }
+}
+
+impl CacheData {
+    fn as_ref(&self) -> KvRef<'_> {
+        match self {
+            CacheData::F32(v) => KvRef::F32(v),
+            CacheData::Bf16(v) => KvRef::Bf16(v),
+        }
+    }
+
+    fn as_mut(&mut self) -> KvMut<'_> {
+        match self {
+            CacheData::F32(v) => KvMut::F32(v),
+            CacheData::Bf16(v) => KvMut::Bf16(v),
+        }
+    }
+}
+
+impl From<KernelError> for ExecError {
+    fn from(e: KernelError) -> ExecError {
+        ExecError::Failed(e.to_string())
+    }
+}
+
+/// Zeroed memory that the system provides page by page when it is first written.
+fn zeroed<E: bytemuck::Zeroable>(n: usize) -> Result<Vec<E>, String> {
+    // Probe first, since a failing `vec!` aborts; the probe itself touches no page.
+    Vec::<E>::new().try_reserve_exact(n).map_err(|e| e.to_string())?;
+    Ok(bytemuck::zeroed_vec(n))
+}
+
+fn kv_shape(s: &plugin_api::KvState) -> KvShape {
+    KvShape { kv_heads: s.heads, head_dim: s.key_dim, value_dim: s.value_dim }
+}
+
+fn block_elements(s: &plugin_api::KvState) -> usize {
+    kv_shape(s).k_block() + kv_shape(s).v_block()
+}
+
+fn element_size(dtype: Dtype) -> usize {
+    if dtype == Dtype::Float32 { 4 } else { 2 }
+}
+
+/// The largest window, if every attention has one.
+fn window_of_all(plan: &Plan) -> Option<usize> {
+    let windows: Option<Vec<usize>> = plan.states.iter().map(|s| s.window.map(|w| w as usize)).collect();
+    windows?.into_iter().max()
+}
+
+/// The elements of an operand that is known to be dense.
+fn dense<'a>(rows: &cpu::Rows<'a>) -> &'a [f32] {
+    &rows.data[..rows.rows * rows.cols]
+}
+
+fn prepare_elementwise(call: &Call, statics: &[StaticData]) -> Option<elementwise::Kernel> {
+    match call {
+        Call::Elementwise { op, inputs, out, dims } => elementwise::Kernel::new(op, inputs, out, dims, statics),
+        _ => None,
+    }
+}
+
+fn run_norm(
+    cpu: &Cpu,
+    norm: &Norm,
+    x: cpu::Rows<'_>,
+    out: cpu::RowsMut<'_>,
+    statics: &[StaticData],
+) -> Result<(), ExecError> {
+    match *norm {
+        Norm::Rms { weight, unit_offset, eps } => {
+            let weight_offset = if unit_offset { 1.0 } else { 0.0 };
+            let norm = cpu::RmsNorm { weight: Some(statics[weight].values()?), weight_offset, eps };
+            Ok(cpu::rms_norm(cpu, x, &norm, out)?)
+        }
+        Norm::Layer { weight, bias, eps } => {
+            let optional = |id: Option<usize>| id.map(|id| statics[id].values()).transpose();
+            let norm = cpu::LayerNorm { weight: optional(weight)?, bias: optional(bias)?, eps };
+            Ok(cpu::layer_norm(cpu, x, &norm, out)?)
+        }
+    }
+}
+
+/// Copies an operand out of the plan's memory.
+fn operand_tensor(o: &Operand, arena: &Arena, statics: &[StaticData]) -> Result<super::reference::Tensor, ExecError> {
+    use plugin_api::ConstData;
+    fn gather<E: Copy>(data: &[E], v: &View, rows: usize) -> Vec<E> {
+        (0..rows).flat_map(|r| data[v.offset + r * v.stride..][..v.cols].iter().copied()).collect()
+    }
+    let (shape, data) = match o {
+        Operand::View(v, dims) => {
+            let rows = arena.rows(v);
+            let data = match arena.data(v) {
+                Data::F32(d) => ConstData::F32(gather(d, v, rows)),
+                Data::I64(d) => ConstData::I64(gather(d, v, rows)),
+                Data::Bool(d) => ConstData::Bool(gather(d, v, rows)),
+            };
+            (std::iter::once(rows).chain(dims.iter().copied()).collect(), data)
+        }
+        Operand::Static(id, dims) => {
+            let data = match &statics[*id] {
+                StaticData::I64(d) => ConstData::I64(d.clone()),
+                StaticData::Bool(d) => ConstData::Bool(d.clone()),
+                other => ConstData::F32(other.values()?.to_vec()),
+            };
+            (dims.clone(), data)
+        }
+    };
+    Ok(super::reference::Tensor { shape, data })
+}

@@ -1,0 +1,332 @@
+//! The Plan: a flat list of kernel calls over preassigned buffers. Plain data, printed by `host inspect`.
+//!
+//! `lower` makes it from an optimised graph, `run` executes it. Two graphs that mean the same, whoever
+//! wrote them, should give equal plans; golden tests hold them to that.
+
+use std::fmt;
+
+use kernels::cpu::{Activation, RopeStyle};
+use plugin_api::{KvState, Op, Value};
+
+/// Everything that is decided before the first step.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Sizes of the buffers, by index.
+    pub buffers: Vec<Buffer>,
+    /// What is computed or mapped once at load, by index.
+    pub statics: Vec<Static>,
+    /// Attention states, in the order of their calls.
+    pub states: Vec<KvState>,
+    /// The kernel calls of one step, in order.
+    pub calls: Vec<Call>,
+    /// Where the step's inputs are put.
+    pub inputs: Inputs,
+    /// The logits, `[R, vocabulary]`.
+    pub logits: View,
+}
+
+/// Buffers of the step's inputs, where the graph reads them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inputs {
+    /// Token ids.
+    pub token_ids: Option<View>,
+    /// Positions.
+    pub positions: Option<View>,
+    /// Context lengths.
+    pub context_length: Option<View>,
+}
+
+/// Element type of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Elem {
+    /// Every float of the graph.
+    F32,
+    /// Integers.
+    I64,
+    /// Truth values.
+    Bool,
+}
+
+/// What the rows of a value are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RowKind {
+    /// The tokens of the step, all sequences laid end to end.
+    Tokens,
+    /// The rows whose logits are wanted.
+    Selected,
+}
+
+/// A piece of memory that values share over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// Type of its elements.
+    pub elem: Elem,
+    /// Elements needed per token of the budget.
+    pub per_token: usize,
+    /// Elements needed per selected row of the budget. The buffer has room for either use.
+    pub per_selected: usize,
+}
+
+/// A matrix inside a buffer: row r starts at `offset + r * stride`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// Index of the buffer.
+    pub buffer: usize,
+    /// Type of its elements.
+    pub elem: Elem,
+    /// What the rows are.
+    pub rows: RowKind,
+    /// Elements in a row.
+    pub cols: usize,
+    /// Where row 0 starts.
+    pub offset: usize,
+    /// From one row to the next.
+    pub stride: usize,
+}
+
+/// A value that does not depend on the step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Static {
+    /// The node of the graph that computes it.
+    pub value: Value,
+    /// How kernels want it.
+    pub form: StaticForm,
+    /// The expression, for people and for comparing plans.
+    pub text: String,
+}
+
+/// How a kernel reads a static value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StaticForm {
+    /// A weight matrix in its storage type.
+    Matrix,
+    /// Plain values: f32, i64 or bool.
+    Values,
+}
+
+/// Index into [`Plan::statics`].
+pub type StaticId = usize;
+
+/// One weight matrix of a [`Call::Linear`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Segment {
+    /// `[n, k]`.
+    pub weight: StaticId,
+    /// `[n]`.
+    pub bias: Option<StaticId>,
+    /// Output columns.
+    pub n: usize,
+    /// First output column.
+    pub column: usize,
+    /// Applied to the sum.
+    pub activation: Option<Activation>,
+}
+
+/// What a linear does with its result beside writing it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Epilogue {
+    /// Nothing.
+    None,
+    /// Adds it to what is there.
+    Accumulate,
+    /// Adds this to it.
+    Add(View),
+}
+
+/// Norm over the columns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Norm {
+    /// Root mean square norm.
+    Rms {
+        /// `[cols]`.
+        weight: StaticId,
+        /// Scale by 1 + weight.
+        unit_offset: bool,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// Layer norm.
+    Layer {
+        /// `[cols]`.
+        weight: Option<StaticId>,
+        /// `[cols]`.
+        bias: Option<StaticId>,
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+/// An operand of a primitive: a value of the step with its dimensions beside the rows, or a static.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operand {
+    /// Rows of the step.
+    View(View, Vec<usize>),
+    /// The same for every row.
+    Static(StaticId, Vec<usize>),
+}
+
+/// One kernel call. Fields are what the call reads and writes; see the kernel of that name.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // one line above each variant says it
+pub enum Call {
+    /// Rows of a table.
+    Embed { table: StaticId, ids: View, out: View },
+    /// Norm of every row.
+    Norm { norm: Norm, x: View, out: View },
+    /// x W^T for one or more weights.
+    Linear { x: View, segments: Vec<Segment>, epilogue: Epilogue, out: View },
+    /// Rotates heads; in place when `out` is `x`.
+    Rope { x: View, head_dim: usize, cos: View, sin: View, style: RopeStyle, out: View },
+    /// Appends keys and values to the cache of a state.
+    WriteKv { state: usize, k: View, v: View },
+    /// Attention over the cache of a state.
+    Attention { state: usize, q: View, attention: Attention, out: View },
+    /// Activation function.
+    Activate { kind: Activation, x: View, out: View },
+    /// activation(gate) * up
+    Gated { kind: Activation, gate: View, up: View, out: View },
+    /// a + b
+    Add { a: View, b: View, out: View },
+    /// The rows whose logits are wanted.
+    SelectRows { x: View, out: View },
+    /// An elementwise primitive.
+    Elementwise { op: Op, inputs: Vec<Operand>, out: View, dims: Vec<usize> },
+    /// A primitive without a kernel, by the reference executor.
+    Reference { op: Op, inputs: Vec<Operand>, out: View, dims: Vec<usize> },
+}
+
+/// Attributes of an attention call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Sliding window.
+    pub window: Option<usize>,
+    /// Soft-cap of the scores.
+    pub softcap: Option<f32>,
+    /// `[heads]`.
+    pub sinks: Option<StaticId>,
+    /// `[heads]`.
+    pub alibi: Option<StaticId>,
+}
+
+impl View {
+    /// Whether rows follow each other without a gap from the buffer's start.
+    pub fn is_whole(&self) -> bool {
+        self.offset == 0 && self.stride == self.cols
+    }
+
+    /// The columns `start .. start + cols` of this view.
+    pub fn columns(self, start: usize, cols: usize) -> View {
+        View { offset: self.offset + start, cols, ..self }
+    }
+}
+
+impl Call {
+    /// The views it reads and the one that it writes, if any.
+    pub fn views(&mut self) -> Vec<&mut View> {
+        fn of(operands: &mut [Operand]) -> Vec<&mut View> {
+            operands.iter_mut().filter_map(|o| if let Operand::View(v, _) = o { Some(v) } else { None }).collect()
+        }
+        match self {
+            Call::Embed { ids, out, .. } => vec![ids, out],
+            Call::Norm { x, out, .. } | Call::Activate { x, out, .. } | Call::SelectRows { x, out } => vec![x, out],
+            Call::Linear { x, epilogue: Epilogue::Add(y), out, .. } => vec![x, y, out],
+            Call::Linear { x, out, .. } => vec![x, out],
+            Call::Rope { x, cos, sin, out, .. } => vec![x, cos, sin, out],
+            Call::WriteKv { k, v, .. } => vec![k, v],
+            Call::Attention { q, out, .. } => vec![q, out],
+            Call::Gated { gate: a, up: b, out, .. } | Call::Add { a, b, out } => vec![a, b, out],
+            Call::Elementwise { inputs, out, .. } | Call::Reference { inputs, out, .. } => {
+                let mut views = of(inputs);
+                views.push(out);
+                views
+            }
+        }
+    }
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = if self.rows == RowKind::Tokens { "T" } else { "R" };
+        write!(f, "b{}[{rows},{}]", self.buffer, self.cols)?;
+        if !self.is_whole() {
+            write!(f, "@{}/{}", self.offset, self.stride)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for call in &self.calls {
+            writeln!(f, "{}", self.describe(call))?;
+        }
+        writeln!(f, "logits {}", self.logits)
+    }
+}
+
+impl Plan {
+    /// One line for one call.
+    fn describe(&self, call: &Call) -> String {
+        let text = |id: StaticId| self.statics[id].text.as_str();
+        let operands = |inputs: &[Operand]| {
+            let one = |o: &Operand| match o {
+                Operand::View(v, _) => v.to_string(),
+                Operand::Static(id, _) => text(*id).to_owned(),
+            };
+            inputs.iter().map(one).collect::<Vec<_>>().join(" ")
+        };
+        match call {
+            Call::Embed { table, ids, out } => format!("embed {} {ids} -> {out}", text(*table)),
+            Call::Norm { norm: Norm::Rms { weight, unit_offset, eps }, x, out } => {
+                let offset = if *unit_offset { " unit_offset" } else { "" };
+                format!("rms_norm {x} {} eps={eps:?}{offset} -> {out}", text(*weight))
+            }
+            Call::Norm { norm: Norm::Layer { weight, bias, eps }, x, out } => {
+                let parts: Vec<&str> = [weight, bias].into_iter().flatten().map(|id| text(*id)).collect();
+                format!("layer_norm {x} {} eps={eps:?} -> {out}", parts.join(" "))
+            }
+            Call::Linear { x, segments, epilogue, out } => {
+                let one = |s: &Segment| {
+                    let bias = s.bias.map_or(String::new(), |b| format!(" + {}", text(b)));
+                    let activation = s.activation.map_or(String::new(), |a| format!(" {a:?}"));
+                    format!("{}{bias}{activation}", text(s.weight))
+                };
+                let weights = segments.iter().map(one).collect::<Vec<_>>().join(" | ");
+                let epilogue = match epilogue {
+                    Epilogue::None => String::new(),
+                    Epilogue::Accumulate => " += ".into(),
+                    Epilogue::Add(y) => format!(" + {y}"),
+                };
+                format!("linear {x} ({weights}){epilogue} -> {out}")
+            }
+            Call::Rope { x, head_dim, cos, style, out, .. } => {
+                format!("rope {x} heads of {head_dim} {style:?} {} -> {out}", cos.cols * 2)
+            }
+            Call::WriteKv { state, k, v } => format!("write_kv {state} {k} {v}"),
+            Call::Attention { state, q, attention: a, out } => {
+                let mut options = String::new();
+                for (name, set) in [
+                    ("window", a.window.map(|w| w.to_string())),
+                    ("softcap", a.softcap.map(|c| c.to_string())),
+                    ("sinks", a.sinks.map(|id| text(id).to_owned())),
+                    ("alibi", a.alibi.map(|id| text(id).to_owned())),
+                ] {
+                    if let Some(value) = set {
+                        options += &format!(" {name}={value}");
+                    }
+                }
+                format!("attention {state} {q} heads={} scale={:?}{options} -> {out}", a.heads, a.scale)
+            }
+            Call::Activate { kind, x, out } => format!("activate {kind:?} {x} -> {out}"),
+            Call::Gated { kind, gate, up, out } => format!("gated {kind:?} {gate} {up} -> {out}"),
+            Call::Add { a, b, out } => format!("add {a} {b} -> {out}"),
+            Call::SelectRows { x, out } => format!("select_rows {x} -> {out}"),
+            Call::Elementwise { op, inputs, out, .. } => format!("elementwise {op} {} -> {out}", operands(inputs)),
+            Call::Reference { op, inputs, out, .. } => format!("reference {op} {} -> {out}", operands(inputs)),
+        }
+    }
+}

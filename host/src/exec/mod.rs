@@ -1,0 +1,131 @@
+//! What computes a step. An [`Executor`] holds the model's weights, its plan and the paged KV cache;
+//! the engine tells it which tokens of which sequences to run and gets logits back. An executor never
+//! decides what runs, never samples and never talks to a client. Called by `engine` (and its tests).
+
+pub mod cpu;
+pub mod reference;
+
+/// Arithmetic of a model's matrix products, `--dtype`. Everything beside them is computed in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// Weights of any type are read exactly.
+    Float32,
+    /// Weights and inputs are rounded to bfloat16; sums are kept in f32.
+    Bfloat16,
+    /// Weights are rounded to float16; inputs and sums are kept in f32.
+    Float16,
+}
+
+/// Tokens in one KV block.
+pub const BLOCK_SIZE: usize = 16;
+
+/// The most logit rows that the engine asks for *in excess of one row a sequence* in one step (they are
+/// for `prompt_logprobs`). So a step never has more than `max_seqs + MAX_PROMPT_ROWS` rows.
+pub const MAX_PROMPT_ROWS: usize = 64;
+
+/// A block of the KV cache. `BlockId::MAX` stands for a block that was freed because it lies outside
+/// every sliding window; it is never read.
+pub type BlockId = u32;
+
+/// Which rows of logits a sequence wants from a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitRows {
+    /// None (the middle of a prompt).
+    None,
+    /// The row of the last token only.
+    Last,
+    /// The rows of all absolute positions `>=` this that are computed in this step.
+    From(usize),
+}
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSeq<'a> {
+    /// Names the sequence from its first step to [`Executor::forget`].
+    pub id: u64,
+    /// The whole sequence up to the end of this step.
+    pub tokens: &'a [u32],
+    /// `tokens[..computed]` are in the cache; `tokens[computed..]` are computed now.
+    pub computed: usize,
+    /// Length of the prompt as sent; stays the same after preemption.
+    pub prompt_len: usize,
+    /// Block `i` holds positions `i * BLOCK_SIZE ..`; covers all of `tokens`.
+    pub blocks: &'a [BlockId],
+    /// The logit rows wanted.
+    pub logits: LogitRows,
+}
+
+/// What runs in one call: sequences laid end to end.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// Every sequence of the step, each at most once.
+    pub seqs: &'a [StepSeq<'a>],
+}
+
+/// How far cached keys and values may be shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrefixCaching {
+    /// They depend on the tokens before them only.
+    Shared,
+    /// They also depend on the length of the prompt (some rope scalings): the hash is salted with it.
+    PerPromptLength,
+    /// State cannot be shared (recurrent layers).
+    Unsupported,
+}
+
+/// What the engine must know of an executor.
+#[derive(Debug, Clone)]
+pub struct ExecSpec {
+    /// Width of a row of logits.
+    pub vocab_size: usize,
+    /// Bytes of one KV block over all layers.
+    pub kv_bytes_per_block: usize,
+    /// If *all* layers have a sliding window: the largest. Blocks wholly before `computed - window` may be freed.
+    pub window: Option<usize>,
+    /// Whether and how cached blocks may be shared.
+    pub prefix_cache: PrefixCaching,
+    /// The most tokens in one step.
+    pub max_tokens: usize,
+    /// The most sequences in one step.
+    pub max_seqs: usize,
+}
+
+/// Why an executor could not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ExecError {
+    /// The KV cache could not be allocated.
+    #[error(
+        "cannot allocate a KV cache of {blocks} blocks ({bytes} bytes): {reason}; lower --kv-cache-memory"
+    )]
+    Cache {
+        /// Blocks asked for.
+        blocks: usize,
+        /// Their bytes.
+        bytes: usize,
+        /// What the allocator said.
+        reason: String,
+    },
+    /// The step breaks a rule of [`Step`]; a bug of the caller.
+    #[error("malformed step: {0}")]
+    BadStep(String),
+    /// A kernel or device failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Computes steps of one model. Owned by the engine's thread.
+pub trait Executor: Send {
+    /// Fixed facts; the same for the life of the executor.
+    fn spec(&self) -> &ExecSpec;
+
+    /// Allocates the KV cache. Called once, before the first step.
+    fn allocate_cache(&mut self, blocks: usize) -> Result<(), ExecError>;
+
+    /// Runs one step and returns logits as `[rows, vocab]`, row-major, rows in the order of `step.seqs`.
+    fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError>;
+
+    /// The sequence was finished or preempted: executors that keep state per sequence drop it.
+    fn forget(&mut self, id: u64) {
+        let _ = id;
+    }
+}

@@ -1,0 +1,116 @@
+//! The engine's view of the reference: an [`Executor`] that recomputes every sequence from its first token.
+
+use plugin_api::{InputKind, Model, spec};
+
+use super::{EvalError, Inputs, Prepared, WeightSource};
+use crate::exec::{BLOCK_SIZE, ExecError, ExecSpec, Executor, LogitRows, PrefixCaching, Step, StepSeq};
+
+/// The most that one step may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// New tokens of all sequences.
+    pub max_tokens: usize,
+    /// Sequences.
+    pub max_seqs: usize,
+}
+
+/// Runs the graph `decode` of a model without a cache.
+pub struct ReferenceExecutor {
+    prepared: Prepared,
+    spec: ExecSpec,
+    logits: Vec<f32>,
+}
+
+impl ReferenceExecutor {
+    /// Verifies the model and reads its weights.
+    pub fn new(model: &Model, weights: WeightSource<'_>, limits: Limits) -> Result<Self, EvalError> {
+        spec::verify(model)?;
+        let missing = || EvalError::Inputs("the model has no graph `decode` with an output `logits`".into());
+        let mut graph = model.graphs.get("decode").ok_or_else(missing)?.clone();
+        let logits = graph.output("logits").ok_or_else(missing)?;
+        graph.outputs = vec![("logits".into(), logits)];
+        let width = graph.ty(logits).shape.0.get(1).and_then(|d| d.as_const()).and_then(|n| usize::try_from(n).ok());
+
+        let states = graph.kv_states();
+        let windows: Option<Vec<usize>> = states.iter().map(|s| s.window.map(|w| w as usize)).collect();
+        let numbers: usize = states.iter().map(|s| s.heads * (s.key_dim + s.value_dim)).sum();
+        let prefix_cache = match graph.reads(InputKind::ContextLength) {
+            true => PrefixCaching::PerPromptLength,
+            false => PrefixCaching::Shared,
+        };
+        let spec = ExecSpec {
+            vocab_size: width.ok_or_else(missing)?,
+            // What a cache in f32 would take. None is kept; the engine accounts for blocks all the same.
+            kv_bytes_per_block: (numbers * BLOCK_SIZE * size_of::<f32>()).max(1),
+            window: windows.and_then(|w| w.into_iter().max()),
+            prefix_cache,
+            max_tokens: limits.max_tokens,
+            max_seqs: limits.max_seqs,
+        };
+        Ok(ReferenceExecutor { prepared: Prepared::new(&graph, weights)?, spec, logits: Vec::new() })
+    }
+
+    fn append_logits(&mut self, seq: &StepSeq<'_>) -> Result<(), ExecError> {
+        let first = match seq.logits {
+            LogitRows::None => return Ok(()), // and nothing is kept for later
+            LogitRows::Last => seq.tokens.len() - 1,
+            LogitRows::From(position) => position.max(seq.computed),
+        };
+        let rows: Vec<usize> = (first..seq.tokens.len()).collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let inputs = Inputs::sequence(seq.tokens, seq.prompt_len, &rows);
+        for (_, tensor) in self.prepared.run(&inputs)? {
+            let data = tensor.as_f32().ok_or_else(|| ExecError::Failed("the logits are not floats".into()))?;
+            self.logits.extend_from_slice(data);
+        }
+        Ok(())
+    }
+}
+
+impl Executor for ReferenceExecutor {
+    fn spec(&self) -> &ExecSpec {
+        &self.spec
+    }
+
+    fn allocate_cache(&mut self, _blocks: usize) -> Result<(), ExecError> {
+        Ok(())
+    }
+
+    fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError> {
+        check(step, &self.spec)?;
+        self.logits.clear();
+        for seq in step.seqs {
+            self.append_logits(seq)?;
+        }
+        Ok(&self.logits)
+    }
+}
+
+/// The rules of [`Step`]: an executor with a cache depends on them, so the oracle holds the engine to them.
+fn check(step: &Step<'_>, spec: &ExecSpec) -> Result<(), ExecError> {
+    let bad = |message: String| Err(ExecError::BadStep(message));
+    if step.seqs.len() > spec.max_seqs {
+        return bad(format!("{} sequences, the limit is {}", step.seqs.len(), spec.max_seqs));
+    }
+    let mut ids = std::collections::HashSet::new();
+    let mut new_tokens = 0usize;
+    for seq in step.seqs {
+        let (id, len) = (seq.id, seq.tokens.len());
+        if !ids.insert(id) {
+            return bad(format!("sequence {id} is there twice"));
+        }
+        if seq.computed >= len {
+            return bad(format!("sequence {id} has {len} tokens of which {} are computed: none is new", seq.computed));
+        }
+        if seq.blocks.len().saturating_mul(BLOCK_SIZE) < len {
+            return bad(format!("sequence {id} has {} blocks for {len} tokens", seq.blocks.len()));
+        }
+        new_tokens = new_tokens.saturating_add(len - seq.computed);
+    }
+    if new_tokens > spec.max_tokens {
+        return bad(format!("{new_tokens} new tokens, the limit is {}", spec.max_tokens));
+    }
+    Ok(())
+}

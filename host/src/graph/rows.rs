@@ -1,0 +1,75 @@
+//! Which nodes compute every row of their output from the same row of their inputs.
+
+use plugin_api::{Dim, Graph, Node, Op, Type};
+
+/// Whether the first dimension of the type is `T`.
+pub fn per_token(ty: &Type) -> bool {
+    ty.shape.0.first() == Some(&Dim::T())
+}
+
+/// Whether row i of the output depends on row i of the per-token inputs only, and on all of the others.
+/// Such a node means the same for the selected rows alone, and for several sequences laid end to end.
+pub fn rowwise(graph: &Graph, node: &Node) -> bool {
+    use Op::*;
+    if !per_token(&node.ty) {
+        return false;
+    }
+    let rank = node.ty.shape.rank();
+    let inputs: Vec<&Type> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+    let first_has_rows = |min_rank: usize| inputs.first().is_some_and(|x| per_token(x) && x.shape.rank() >= min_rank);
+    match &node.op {
+        Neg
+        | Abs
+        | Sign
+        | Exp
+        | Log
+        | Sqrt
+        | Rsqrt
+        | Sin
+        | Cos
+        | Tanh
+        | Sigmoid
+        | Erf
+        | Floor
+        | Ceil
+        | Round
+        | Not
+        | Add
+        | Sub
+        | Mul
+        | Div
+        | Pow
+        | Max
+        | Min
+        | Rem
+        | And
+        | Or
+        | Eq
+        | Ne
+        | Lt
+        | Le
+        | Gt
+        | Ge
+        | Select
+        | Cast { .. }
+        | Activation { .. }
+        | Gated { .. } => inputs.iter().all(|ty| {
+            let symbolic = ty.shape.0.iter().any(|d| d.as_const().is_none());
+            if symbolic { per_token(ty) && ty.shape.rank() == rank } else { true }
+        }),
+        Linear | RmsNorm { .. } | LayerNorm { .. } | Softmax => first_has_rows(2),
+        Rope { .. } => true,
+        Embedding => first_has_rows(1),
+        Reshape { .. } => first_has_rows(1),
+        Permute { axes } => axes.first() == Some(&0),
+        Slice { axis, .. }
+        | Sum { axis, .. }
+        | ReduceMax { axis, .. }
+        | ReduceMin { axis, .. }
+        | Argmax { axis, .. }
+        | Cumsum { axis } => *axis >= 1 && first_has_rows(2),
+        Concat { axis } => *axis >= 1 && inputs.iter().all(|ty| per_token(ty)),
+        TopK { .. } | Argsort { .. } => first_has_rows(2),
+        _ => false,
+    }
+}

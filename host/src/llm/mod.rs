@@ -1,0 +1,351 @@
+//! The library face: prompts in, text out. Checks parameters, tokenises, starts one engine request for
+//! each choice, and makes text of their tokens in the reader's own task. Knows no HTTP and schedules
+//! nothing. `server` and `cli` sit on it.
+
+mod options;
+mod output;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
+pub use output::{Finish, Generation, Output, StopReason};
+
+use output::{Choice, ChoiceSetup};
+
+use crate::engine::{EngineHandle, EngineRequest, SamplingParams, SubmitError, TokenLogprobs};
+use crate::text::{Detokenizer, GenerationConfig, TextError, Tokenizer};
+
+/// Tokens of the prompt that the detokeniser sees: enough for any character and its spacing.
+const PROMPT_TAIL: usize = 8;
+
+/// Why a request was refused or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LlmError {
+    /// A parameter is out of range.
+    #[error(transparent)]
+    Param(#[from] ParamError),
+    /// Prompt and output do not fit into the context.
+    #[error(
+        "max_tokens: the prompt has {prompt} tokens and max_tokens is {max_tokens}, together {}, but the model's context \
+         length is {max_model_len}; lower max_tokens to at most {} or shorten the prompt",
+        prompt.saturating_add(*max_tokens), max_model_len - prompt
+    )]
+    ContextLength {
+        /// Prompt tokens.
+        prompt: usize,
+        /// Output tokens asked for.
+        max_tokens: usize,
+        /// The limit.
+        max_model_len: usize,
+    },
+    /// The model came without a tokenizer.
+    #[error(
+        "{field}: this model has no tokenizer (no tokenizer.json), so it takes no text; {instead}"
+    )]
+    NoTokenizer {
+        /// What was given as text.
+        field: &'static str,
+        /// What to give instead.
+        instead: &'static str,
+    },
+    /// The text could not be tokenised, or the tokens not be made text.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The engine took it not.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// It failed while it ran.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A model that generates. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Llm {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    engine: EngineHandle,
+    tokenizer: Option<Arc<Tokenizer>>,
+    info: ModelInfo,
+    generation_config: GenerationConfig,
+}
+
+/// The whole answer to one prompt.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// The prompt in tokens.
+    pub prompt_token_ids: Vec<u32>,
+    /// If asked for; one entry a prompt token.
+    pub prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    /// One [`Output`] for each of `n`, whole, in order; `finish` is always set.
+    pub choices: Vec<Output>,
+}
+
+impl Llm {
+    /// Puts a model together from its parts.
+    pub fn from_parts(
+        engine: EngineHandle,
+        tokenizer: Option<Arc<Tokenizer>>,
+        info: ModelInfo,
+        generation_config: GenerationConfig,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                engine,
+                tokenizer,
+                info,
+                generation_config,
+            }),
+        }
+    }
+
+    /// What the model is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &EngineHandle {
+        &self.inner.engine
+    }
+
+    /// Its tokenizer, if it came with one.
+    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
+        self.inner.tokenizer.as_ref()
+    }
+
+    /// The defaults that it came with.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.inner.generation_config
+    }
+
+    /// vLLM's defaults with those of the model's `generation_config.json` over them. `max_tokens` is the
+    /// model's `max_new_tokens`, else None.
+    pub fn default_params(&self) -> RequestParams {
+        let config = &self.inner.generation_config;
+        let base = RequestParams::default();
+        RequestParams {
+            max_tokens: config.max_new_tokens,
+            temperature: config.temperature.unwrap_or(base.temperature),
+            top_p: config.top_p.unwrap_or(base.top_p),
+            top_k: config
+                .top_k
+                .map_or(base.top_k, |top_k| i64::try_from(top_k).unwrap_or(0)),
+            min_p: config.min_p.unwrap_or(base.min_p),
+            repetition_penalty: config.repetition_penalty.unwrap_or(base.repetition_penalty),
+            ..base
+        }
+    }
+
+    /// Checks, tokenises and queues a request. Does not wait for the engine; tokenising a long text takes
+    /// its time, though.
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, LlmError> {
+        let arrival = Instant::now();
+        let GenerateRequest {
+            prompt,
+            params,
+            priority,
+        } = request;
+        params.validate(&self.inner.info)?;
+        let prompt = self.tokens(prompt, params.add_special_tokens)?;
+        self.submit_tokens(prompt, &params, priority, arrival)
+    }
+
+    /// Completes all prompts, as many at a time as the engine takes, and returns the answers in order.
+    /// The first error ends it. Blocks: not for async code.
+    pub fn generate(
+        &self,
+        prompts: Vec<Prompt>,
+        params: &RequestParams,
+    ) -> Result<Vec<Completion>, LlmError> {
+        self.generate_with(prompts, params, &mut |_, _| {})
+    }
+
+    /// The same; `progress` is told how many prompts of how many are done.
+    pub fn generate_with(
+        &self,
+        prompts: Vec<Prompt>,
+        params: &RequestParams,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<Completion>, LlmError> {
+        params.validate(&self.inner.info)?;
+        let total = prompts.len();
+        let mut running: VecDeque<(Generation, Completion)> = VecDeque::new();
+        let mut done = Vec::with_capacity(total);
+        for prompt in prompts {
+            let prompt = self.tokens(prompt, params.add_special_tokens)?;
+            let generation = loop {
+                match self.submit_tokens(prompt.clone(), params, 0, Instant::now()) {
+                    Err(LlmError::Submit(SubmitError::QueueFull { limit }))
+                        if params.n <= limit =>
+                    {
+                        // Someone else's requests fill the queue if none of ours is left to wait for.
+                        if running.is_empty() {
+                            std::thread::sleep(Duration::from_millis(5));
+                        } else if advance(&mut running, &mut done)? {
+                            progress(done.len(), total);
+                        }
+                    }
+                    other => break other?,
+                }
+            };
+            let choices = (0..params.n)
+                .map(|index| Output {
+                    index,
+                    ..Output::default()
+                })
+                .collect();
+            let completion = Completion {
+                prompt_token_ids: prompt,
+                prompt_logprobs: None,
+                choices,
+            };
+            running.push_back((generation, completion));
+        }
+        while !running.is_empty() {
+            if advance(&mut running, &mut done)? {
+                progress(done.len(), total);
+            }
+        }
+        Ok(done)
+    }
+
+    fn tokens(&self, prompt: Prompt, add_special_tokens: bool) -> Result<Vec<u32>, LlmError> {
+        match (prompt, &self.inner.tokenizer) {
+            (Prompt::Tokens(tokens), _) => Ok(tokens),
+            (Prompt::Text(text), Some(tokenizer)) => {
+                Ok(tokenizer.encode(&text, add_special_tokens)?)
+            }
+            (Prompt::Text(_), None) => Err(LlmError::NoTokenizer {
+                field: "prompt",
+                instead: "pass the prompt as token ids",
+            }),
+        }
+    }
+
+    fn submit_tokens(
+        &self,
+        prompt: Vec<u32>,
+        params: &RequestParams,
+        priority: i32,
+        arrival: Instant,
+    ) -> Result<Generation, LlmError> {
+        let Inner {
+            engine,
+            tokenizer,
+            generation_config,
+            ..
+        } = &*self.inner;
+        let max_model_len = engine.config().max_model_len;
+        if let Some(max_tokens) = params.max_tokens
+            && prompt.len() < max_model_len
+            && prompt.len().saturating_add(max_tokens) > max_model_len
+        {
+            return Err(LlmError::ContextLength {
+                prompt: prompt.len(),
+                max_tokens,
+                max_model_len,
+            });
+        }
+        if tokenizer.is_none() && !params.stop.is_empty() {
+            return Err(LlmError::NoTokenizer {
+                field: "stop",
+                instead: "use stop_token_ids",
+            });
+        }
+        let bad_words = self.bad_words(&params.bad_words)?;
+        let tail = &prompt[prompt.len().saturating_sub(PROMPT_TAIL)..];
+        let eos = &generation_config.eos_token_ids;
+        let sampling = |index| params.sampling(index, prompt.len(), &bad_words, eos, engine);
+        let all: Vec<SamplingParams> = (0..params.n).map(sampling).collect();
+        let request = |params: &SamplingParams| EngineRequest {
+            prompt: prompt.clone(),
+            params: params.clone(),
+            priority,
+            arrival,
+        };
+        let streams = engine.submit_all(all.iter().map(request).collect())?;
+        let detokenizer = |it| Detokenizer::new(it, params.skip_special_tokens, tail);
+        let setup = |(index, (events, sampling))| ChoiceSetup {
+            index,
+            events,
+            detokenizer: tokenizer
+                .as_ref()
+                .filter(|_| params.detokenize)
+                .map(detokenizer),
+            stops: params.stop.clone(),
+            include_stop: params.include_stop_str_in_output,
+            params: sampling,
+            prompt_tokens: prompt.len(),
+            arrival,
+        };
+        let choices = streams
+            .into_iter()
+            .zip(all)
+            .enumerate()
+            .map(setup)
+            .map(Choice::new)
+            .collect();
+        Ok(Generation::new(prompt, choices))
+    }
+
+    /// Each word as it is at the beginning of a text and as it is after a space, as vLLM does.
+    fn bad_words(&self, words: &[String]) -> Result<Vec<Vec<u32>>, LlmError> {
+        let mut out: Vec<Vec<u32>> = Vec::new();
+        for word in words {
+            let Some(tokenizer) = &self.inner.tokenizer else {
+                return Err(LlmError::NoTokenizer {
+                    field: "bad_words",
+                    instead: "use logit_bias",
+                });
+            };
+            let word = word.trim_start();
+            let plain = tokenizer.encode(word, false)?;
+            let spaced = tokenizer.encode(&format!(" {word}"), false)?;
+            // Some tokenizers make the space a token of its own; that adds nothing.
+            if spaced.len() == plain.len() && spaced.first() != plain.first() {
+                out.push(spaced);
+            }
+            out.push(plain);
+        }
+        Ok(out)
+    }
+}
+
+/// Waits for news of the oldest generation; true if it was done. The others go on meanwhile: the engine
+/// keeps their tokens for them.
+fn advance(
+    running: &mut VecDeque<(Generation, Completion)>,
+    done: &mut Vec<Completion>,
+) -> Result<bool, LlmError> {
+    let Some((generation, completion)) = running.front_mut() else {
+        return Ok(false);
+    };
+    if let Some(output) = generation.blocking_next() {
+        let Output {
+            index,
+            text,
+            token_ids,
+            logprobs,
+            finish,
+            prompt_logprobs,
+        } = output?;
+        let choice = &mut completion.choices[index];
+        choice.text.push_str(&text);
+        choice.token_ids.extend(token_ids);
+        choice.logprobs.extend(logprobs);
+        choice.finish = finish.or(choice.finish.take());
+        completion.prompt_logprobs = prompt_logprobs.or(completion.prompt_logprobs.take());
+        return Ok(false);
+    }
+    done.extend(running.pop_front().map(|(_, completion)| completion));
+    Ok(true)
+}

@@ -1,0 +1,225 @@
+//! Prometheus metrics under vLLM's names, so that dashboards and autoscalers made for it work. Counters of the
+//! engine are read when scraped; timings are observed as answers pass through ([`Tracker`]). It decides nothing.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Instant;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::error::ApiError;
+use crate::engine::{FinishReason, Timings};
+use crate::llm::Llm;
+
+const TTFT_BUCKETS: [f64; 22] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+    640.0, 2560.0,
+];
+const TOKEN_BUCKETS: [f64; 19] = [
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+const REQUEST_BUCKETS: [f64; 21] = [
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
+    7680.0,
+];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    finished_reason: &'static str,
+}
+
+/// All metrics of a server.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    success: Family<Reason, Counter>,
+    first_token: Histogram,
+    inter_token: Histogram,
+    per_token: Histogram,
+    e2e: Histogram,
+    queue: Histogram,
+    inference: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    prompt_tokens: Histogram,
+    generation_tokens: Histogram,
+}
+
+impl Metrics {
+    /// Registers everything, labelled with the model's (first served) name.
+    pub(crate) fn new(llm: &Llm) -> Self {
+        let info = llm.info();
+        let model = info.served_names.first().unwrap_or(&info.name).clone();
+        let labels = [("model_name", model), ("engine", String::from("0"))];
+        let mut registry = Registry::with_labels(labels.into_iter().map(|(k, v)| (Cow::Borrowed(k), Cow::Owned(v))));
+        let mut histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let histogram = Histogram::new(buckets.iter().copied());
+            registry.register(format!("vllm:{name}"), help, histogram.clone());
+            histogram
+        };
+        let lengths = one_two_five(info.max_model_len);
+        let mut metrics = Self {
+            first_token: histogram("time_to_first_token_seconds", "Time from arrival to the first token", &TTFT_BUCKETS),
+            inter_token: histogram("inter_token_latency_seconds", "Time between tokens of a request", &TOKEN_BUCKETS),
+            per_token: histogram("request_time_per_output_token_seconds", "A request's mean", &TOKEN_BUCKETS),
+            e2e: histogram("e2e_request_latency_seconds", "Time from arrival to the last token", &REQUEST_BUCKETS),
+            queue: histogram("request_queue_time_seconds", "Time before the first step", &REQUEST_BUCKETS),
+            inference: histogram("request_inference_time_seconds", "From first step to last token", &REQUEST_BUCKETS),
+            prefill: histogram("request_prefill_time_seconds", "From first step to first token", &REQUEST_BUCKETS),
+            decode: histogram("request_decode_time_seconds", "From first token to last token", &REQUEST_BUCKETS),
+            prompt_tokens: histogram("request_prompt_tokens", "Prompt tokens of a request", &lengths),
+            generation_tokens: histogram("request_generation_tokens", "Output tokens of a request", &lengths),
+            success: Family::default(),
+            registry: Registry::default(),
+        };
+        registry.register("vllm:request_success", "Requests that ended, by reason", metrics.success.clone());
+        for finished_reason in ["stop", "length", "abort", "error"] {
+            drop(metrics.success.get_or_create(&Reason { finished_reason }));
+        }
+        registry.register_collector(Box::new(EngineCollector(llm.clone())));
+        metrics.registry = registry;
+        metrics
+    }
+
+    /// The answer to a scrape.
+    pub(crate) fn scrape(&self) -> Response {
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            return ApiError::internal("the metrics could not be written").into_response();
+        }
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, kind)], text).into_response()
+    }
+
+    fn ended(&self, finished_reason: &'static str) {
+        self.success.get_or_create(&Reason { finished_reason }).inc();
+    }
+}
+
+/// 1, 2, 5, 10, 20, … up to `max` (vLLM's buckets for token counts).
+fn one_two_five(max: usize) -> Vec<f64> {
+    let max = max as f64;
+    let decades = (0..12).map(|exponent| 10f64.powi(exponent));
+    decades.flat_map(|ten| [1.0, 2.0, 5.0].map(|m| m * ten)).take_while(|&value| value <= max).collect()
+}
+
+/// Follows one choice of one request through its answer. A tracker that is dropped before
+/// [`Tracker::finish`] counts as aborted: the client left.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    state: std::sync::Arc<super::state::AppState>,
+    arrival: Instant,
+    last: Option<Instant>,
+    ended: bool,
+}
+
+impl Tracker {
+    pub(crate) fn new(state: &std::sync::Arc<super::state::AppState>, arrival: Instant) -> Self {
+        Self { state: state.clone(), arrival, last: None, ended: false }
+    }
+
+    /// `tokens` new tokens are there.
+    pub(crate) fn tokens(&mut self, tokens: usize) {
+        if tokens == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let metrics = &self.state.metrics;
+        match self.last.replace(now) {
+            None => metrics.first_token.observe((now - self.arrival).as_secs_f64()),
+            Some(last) => metrics.inter_token.observe((now - last).as_secs_f64() / tokens as f64),
+        }
+    }
+
+    /// The choice is complete.
+    pub(crate) fn finish(&mut self, reason: FinishReason, prompt: usize, generated: usize, timings: &Timings) {
+        self.ended = true;
+        let metrics = &self.state.metrics;
+        metrics.ended(reason.as_str());
+        metrics.prompt_tokens.observe(prompt as f64);
+        metrics.generation_tokens.observe(generated as f64);
+        let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
+        metrics.e2e.observe(seconds(timings.arrival, timings.finished));
+        let Some(scheduled) = timings.first_scheduled else { return };
+        metrics.queue.observe(seconds(timings.arrival, scheduled));
+        metrics.inference.observe(seconds(scheduled, timings.finished));
+        let Some(first) = timings.first_token else { return };
+        metrics.prefill.observe(seconds(scheduled, first));
+        metrics.decode.observe(seconds(first, timings.finished));
+        if generated > 1 {
+            metrics.per_token.observe(seconds(first, timings.finished) / (generated - 1) as f64);
+        }
+    }
+
+    /// The engine failed on it.
+    pub(crate) fn fail(&mut self) {
+        self.ended = true;
+        self.state.metrics.ended("error");
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.state.metrics.ended(FinishReason::Abort.as_str());
+        }
+    }
+}
+
+/// Reads the engine's own counters when scraped.
+struct EngineCollector(Llm);
+
+impl fmt::Debug for EngineCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EngineCollector")
+    }
+}
+
+impl Collector for EngineCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let stats = self.0.engine().stats();
+        let usage = stats.kv_blocks_used as f64 / (stats.kv_blocks_total.max(1)) as f64;
+        let gauges = [
+            ("num_requests_running", "Requests in the batch", stats.running as f64),
+            ("num_requests_waiting", "Requests waiting for a place in the batch", stats.waiting as f64),
+            ("kv_cache_usage_perc", "Share of the KV cache in use; 1 is all of it", usage),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value);
+            let name = format!("vllm:{name}");
+            gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
+        }
+        let counters = [
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
+            ("prompt_tokens", "Prompt tokens of admitted requests", stats.prompt_tokens),
+            ("generation_tokens", "Tokens generated", stats.generation_tokens),
+            ("num_preemptions", "Times a request lost its KV blocks", stats.preemptions),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            let name = format!("vllm:{name}");
+            counter.encode(encoder.encode_descriptor(&name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_two_five;
+
+    #[test]
+    fn token_buckets_end_at_the_context_length() {
+        assert_eq!(one_two_five(60), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0]);
+        assert_eq!(one_two_five(1), [1.0]);
+    }
+}

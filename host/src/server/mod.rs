@@ -1,0 +1,59 @@
+//! HTTP: the OpenAI-compatible API in front of [`crate::llm`]. Requests come in as raw protocol types
+//! (`protocol`), are checked into work (`validate`), run as generations, and leave as JSON or server-sent events
+//! (`answer`, `stream`). What is not supported is refused by name; nothing is ignored. It never tokenises on the
+//! event loop's time for long, never touches the engine's thread, and holds no state beyond metrics: dropping a
+//! connection drops its generations. Called by `cli` through [`serve`].
+
+mod answer;
+mod body;
+mod chat;
+mod completions;
+mod config;
+mod error;
+mod info;
+mod logprobs;
+mod metrics;
+mod middleware;
+mod protocol;
+mod run;
+mod serve;
+mod state;
+#[cfg(test)]
+mod tests;
+mod tokenize;
+mod validate;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use config::ServerConfig;
+pub use error::ApiError;
+pub use serve::{ServerError, serve};
+
+use state::AppState;
+
+/// All routes and what surrounds them.
+fn router(state: Arc<AppState>) -> Router {
+    Router::new()
+        .route("/v1/completions", post(completions::handle))
+        .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/models", get(info::models))
+        .route("/v1/models/{*name}", get(info::model))
+        .route("/health", get(info::health))
+        .route("/version", get(info::version))
+        .route("/metrics", get(info::metrics))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .fallback(middleware::not_found)
+        .method_not_allowed_fallback(middleware::wrong_method)
+        // `body` has its own limit, with its own message.
+        .layer(DefaultBodyLimit::disable())
+        .layer(axum::middleware::from_fn_with_state(state.clone(), middleware::authorize))
+        .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), middleware::observe))
+        .with_state(state)
+}

@@ -1,0 +1,136 @@
+//! Graphs and models: plain data, shared by builder, verifier, text form and host.
+
+use std::collections::BTreeMap;
+
+use crate::op::Op;
+use crate::spec::{self, SpecError};
+use crate::types::Type;
+
+/// What a plugin returns: the graphs of one model and what the host must know beside them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// The architecture that was built, as in `config.json`, e.g. `LlamaForCausalLM`.
+    pub architecture: String,
+    /// The longest sequence that the model was made for, in tokens.
+    pub context_length: u64,
+    /// Graphs by name; `decode` maps tokens to logits.
+    pub graphs: BTreeMap<String, Graph>,
+}
+
+/// A graph in SSA form; nodes are in an order in which every input precedes its use.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Graph {
+    /// The nodes; [`Value`] `n` is the output of node `n`.
+    pub nodes: Vec<Node>,
+    /// Named results; `decode` has one, `logits: float[R, vocabulary]`.
+    pub outputs: Vec<(String, Value)>,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it does, with its attributes.
+    pub op: Op,
+    /// What it reads.
+    pub inputs: Vec<Value>,
+    /// Type of its output.
+    pub ty: Type,
+    /// Where it comes from, for people: `layers.0.mlp`, or a source line. No meaning.
+    pub name: String,
+}
+
+/// The output of the node with this index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(pub u32);
+
+impl Value {
+    /// Index into [`Graph::nodes`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Keys and values that one attention node keeps per token of a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvState {
+    /// The `state` attribute of the attention.
+    pub id: u32,
+    /// Number of key/value heads.
+    pub heads: usize,
+    /// Size of one key.
+    pub key_dim: usize,
+    /// Size of one value.
+    pub value_dim: usize,
+    /// How many positions back (itself included) a query sees; `None`: all.
+    pub window: Option<u32>,
+}
+
+impl Graph {
+    /// The node that computes `v`.
+    pub fn node(&self, v: Value) -> &Node {
+        &self.nodes[v.index()]
+    }
+
+    /// Type of `v`.
+    pub fn ty(&self, v: Value) -> &Type {
+        &self.node(v).ty
+    }
+
+    /// The result called `name`.
+    pub fn output(&self, name: &str) -> Option<Value> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+
+    /// Appends a node after checking it against the specification.
+    pub fn push(&mut self, op: Op, inputs: Vec<Value>, name: &str) -> Result<Value, SpecError> {
+        let types: Vec<&Type> = inputs.iter().map(|&v| self.ty(v)).collect();
+        let ty = spec::infer(&op, &types).map_err(|message| SpecError::Node {
+            node: self.nodes.len(),
+            name: name.to_owned(),
+            op: op.to_string(),
+            inputs: types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            message,
+        })?;
+        self.nodes.push(Node { op, inputs, ty, name: name.to_owned() });
+        Ok(Value(self.nodes.len() as u32 - 1))
+    }
+
+    /// The weights that the graph reads: name and shape, in order of first use.
+    pub fn weights(&self) -> Vec<(&str, Vec<usize>)> {
+        let mut out: Vec<(&str, Vec<usize>)> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for node in &self.nodes {
+            if let Op::Weight { name, shape } = &node.op
+                && seen.insert(name.as_str())
+            {
+                out.push((name, shape.clone()));
+            }
+        }
+        out
+    }
+
+    /// The key/value states, in order of the nodes. Call on verified graphs.
+    pub fn kv_states(&self) -> Vec<KvState> {
+        let size = |v: Value, axis: usize| {
+            self.ty(v).shape.0.get(axis).and_then(|d| d.as_const()).and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
+        };
+        self.nodes
+            .iter()
+            .filter_map(|node| match node.op {
+                Op::Attention { state, window, .. } => Some(KvState {
+                    id: state,
+                    heads: size(node.inputs[1], 1),
+                    key_dim: size(node.inputs[1], 2),
+                    value_dim: size(node.inputs[2], 2),
+                    window,
+                }),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Whether any node reads the input `kind`.
+    pub fn reads(&self, kind: crate::op::InputKind) -> bool {
+        self.nodes.iter().any(|n| n.op == Op::Input { kind })
+    }
+}
