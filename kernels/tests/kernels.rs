@@ -11,14 +11,7 @@ fn cpus() -> Vec<Cpu> {
     let mut all = Vec::new();
     for isa in Isa::available() {
         for threads in [1, 2, 3] {
-            all.push(
-                Cpu::with_options(CpuOptions {
-                    threads,
-                    isa: Some(isa),
-                    pin: false,
-                })
-                .unwrap(),
-            );
+            all.push(Cpu::with_options(CpuOptions { threads, isa: Some(isa), pin: false }).unwrap());
         }
     }
     all
@@ -32,10 +25,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 fn check(prefix: &str) {
     let cpus = cpus();
     let mut checked = 0;
-    for mut case in table::test_cases()
-        .into_iter()
-        .filter(|c| c.name.starts_with(prefix))
-    {
+    for mut case in table::test_cases().into_iter().filter(|c| c.name.starts_with(prefix)) {
         let expected = (case.reference)();
         assert_eq!(expected.len(), case.outputs, "{}", case.name);
         let mut before: Option<(Isa, Vec<u32>)> = None;
@@ -55,11 +45,7 @@ fn check(prefix: &str) {
             }
             let out = bits(&out);
             if let Some((isa, other)) = &before {
-                assert!(
-                    *isa != cpu.isa() || *other == out,
-                    "{} {isa}: depends on threads",
-                    case.name
-                );
+                assert!(*isa != cpu.isa() || *other == out, "{} {isa}: depends on threads", case.name);
             }
             before = Some((cpu.isa(), out));
         }
@@ -123,10 +109,7 @@ fn linear_is_batch_invariant() {
                 let mut alone = vec![0.0; single.outputs()];
                 single.run(&cpu, 0..40, &mut alone);
                 for row in 0..40 {
-                    let (a, b) = (
-                        &alone[row * single.stride()..][..37],
-                        &whole[row * stride..][..37],
-                    );
+                    let (a, b) = (&alone[row * single.stride()..][..37], &whole[row * stride..][..37]);
                     assert_eq!(bits(a), bits(b), "{} {kind:?} k={k} row {row}", cpu.isa());
                 }
             }
@@ -138,22 +121,11 @@ fn attention_specs() -> Vec<AttentionSpec> {
     let base = AttentionSpec::new(&[(150, 150), (77, 77)], 4, 2, 32, 24);
     vec![
         base.clone(),
-        AttentionSpec {
-            bf16: true,
-            ..base.clone()
-        },
-        AttentionSpec {
-            window: Some(37),
-            alibi: true,
-            sinks: true,
-            ..base.clone()
-        },
+        AttentionSpec { bf16: true, ..base.clone() },
+        AttentionSpec { window: Some(37), alibi: true, sinks: true, ..base.clone() },
         AttentionSpec {
             heads: 3,
-            shape: kernels::cpu::KvShape {
-                kv_heads: 3,
-                ..base.shape
-            },
+            shape: kernels::cpu::KvShape { kv_heads: 3, ..base.shape },
             softcap: Some(2.0),
             ..base
         },
@@ -176,12 +148,7 @@ fn attention_is_batch_invariant() {
             moved.write_all(&cpu);
             let mut elsewhere = vec![0.0; moved.outputs()];
             moved.attend(&cpu, &moved.parts(), 0, &mut elsewhere);
-            assert_eq!(
-                bits(&whole),
-                bits(&elsewhere),
-                "{} {spec:?}: depends on blocks",
-                cpu.isa()
-            );
+            assert_eq!(bits(&whole), bits(&elsewhere), "{} {spec:?}: depends on blocks", cpu.isa());
 
             // In chunks of every size, the cache filled only as far as computed, blocks freed behind the window.
             for chunk in [1, 5, 16, 64, 100] {
@@ -205,10 +172,7 @@ fn attention_is_batch_invariant() {
             // One token of each sequence in a step.
             let mut out = vec![0.0; 2 * width];
             paged.attend(&cpu, &[(1, 70, 71), (0, 140, 141)], 7, &mut out);
-            assert_eq!(
-                bits(&out[..width]),
-                bits(&whole[(150 + 70) * width..][..width])
-            );
+            assert_eq!(bits(&out[..width]), bits(&whole[(150 + 70) * width..][..width]));
             assert_eq!(bits(&out[width..]), bits(&whole[140 * width..][..width]));
         }
     }

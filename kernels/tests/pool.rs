@@ -60,20 +60,12 @@ fn a_panic_in_any_part_reaches_the_caller_and_the_pool_lives_on() {
             assert_eq!(done.load(Relaxed), 3);
         } else {
             let message = result.unwrap_err();
-            assert_eq!(
-                message.downcast_ref::<String>(),
-                Some(&format!("part {guilty}"))
-            );
+            assert_eq!(message.downcast_ref::<String>(), Some(&format!("part {guilty}")));
             assert_eq!(done.load(Relaxed), 2);
         }
     }
     // All parts at once: one of the panics arrives.
-    assert!(
-        catch_unwind(AssertUnwindSafe(
-            || pool.run(&|_, _| std::panic::resume_unwind(Box::new(1)))
-        ))
-        .is_err()
-    );
+    assert!(catch_unwind(AssertUnwindSafe(|| pool.run(&|_, _| std::panic::resume_unwind(Box::new(1))))).is_err());
     let ran = AtomicUsize::new(0);
     pool.run(&|_, _| {
         ran.fetch_add(1, Relaxed);
@@ -122,13 +114,7 @@ fn pools_come_and_go() {
             pool.run(&|_, _| {});
         }
     }
-    assert!(matches!(
-        Pool::new(0, false),
-        Err(KernelError::Option {
-            argument: "threads",
-            ..
-        })
-    ));
+    assert!(matches!(Pool::new(0, false), Err(KernelError::Option { argument: "threads", .. })));
 }
 
 #[test]

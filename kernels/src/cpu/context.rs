@@ -23,11 +23,7 @@ pub struct CpuOptions {
 impl Cpu {
     /// The best instruction set, `threads` threads, no pinning.
     pub fn new(threads: usize) -> Result<Self, KernelError> {
-        Self::with_options(CpuOptions {
-            threads,
-            isa: None,
-            pin: false,
-        })
+        Self::with_options(CpuOptions { threads, isa: None, pin: false })
     }
 
     /// As [`Cpu::new`], with a choice of instruction set and pinning.
@@ -36,10 +32,7 @@ impl Cpu {
         if !isa.is_available() {
             return Err(KernelError::Isa { isa: isa.name() });
         }
-        Ok(Self {
-            isa,
-            pool: Pool::new(options.threads, options.pin)?,
-        })
+        Ok(Self { isa, pool: Pool::new(options.threads, options.pin)? })
     }
 
     /// The instruction set in use: one that this processor has.

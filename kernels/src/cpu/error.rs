@@ -39,9 +39,7 @@ pub enum KernelError {
         got: usize,
     },
     /// The scratch space is too small for this input.
-    #[error(
-        "scratch: holds {capacity} bytes, this input needs {needed}: allocate it for the largest step"
-    )]
+    #[error("scratch: holds {capacity} bytes, this input needs {needed}: allocate it for the largest step")]
     Scratch {
         /// Bytes that this call needs.
         needed: usize,
@@ -59,9 +57,7 @@ pub enum KernelError {
         why: &'static str,
     },
     /// Bytes of a weight are not aligned to its element type.
-    #[error(
-        "{argument}: address is not a multiple of {align} bytes: copy the tensor to aligned memory"
-    )]
+    #[error("{argument}: address is not a multiple of {align} bytes: copy the tensor to aligned memory")]
     Misaligned {
         /// The argument at fault.
         argument: &'static str,
@@ -123,31 +119,10 @@ pub(crate) fn check_eq(
     expected: usize,
     got: usize,
 ) -> Result<(), KernelError> {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(KernelError::Shape {
-            argument,
-            what,
-            expected,
-            got,
-        })
-    }
+    if expected == got { Ok(()) } else { Err(KernelError::Shape { argument, what, expected, got }) }
 }
 
 /// `Ok` if `got >= needed`, else a [`KernelError::TooShort`].
-pub(crate) fn check_len(
-    argument: &'static str,
-    needed: usize,
-    got: usize,
-) -> Result<(), KernelError> {
-    if got >= needed {
-        Ok(())
-    } else {
-        Err(KernelError::TooShort {
-            argument,
-            needed,
-            got,
-        })
-    }
+pub(crate) fn check_len(argument: &'static str, needed: usize, got: usize) -> Result<(), KernelError> {
+    if got >= needed { Ok(()) } else { Err(KernelError::TooShort { argument, needed, got }) }
 }

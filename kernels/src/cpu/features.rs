@@ -20,10 +20,7 @@ impl Isa {
     pub fn detect() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            [Isa::Avx512, Isa::Avx2]
-                .into_iter()
-                .find(|isa| isa.is_available())
-                .unwrap_or(Isa::Portable)
+            [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
         })
     }
 
@@ -31,9 +28,7 @@ impl Isa {
     pub fn is_available(self) -> bool {
         let has = |wanted: &[&str]| {
             let all = cpu_features();
-            wanted
-                .iter()
-                .all(|name| all.iter().any(|(n, on)| n == name && *on))
+            wanted.iter().all(|name| all.iter().any(|(n, on)| n == name && *on))
         };
         match self {
             Isa::Avx512 => has(&[
@@ -55,10 +50,7 @@ impl Isa {
 
     /// All that this processor has, best first.
     pub fn available() -> Vec<Self> {
-        [Isa::Avx512, Isa::Avx2, Isa::Portable]
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// The name that [`fmt::Display`] prints and [`FromStr`] reads.
@@ -81,14 +73,9 @@ impl FromStr for Isa {
     type Err = super::KernelError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Isa::Avx512, Isa::Avx2, Isa::Portable]
-            .into_iter()
-            .find(|isa| isa.name() == text)
-            .ok_or_else(|| super::KernelError::Option {
-                argument: "isa",
-                got: text.into(),
-                why: "must be avx512, avx2 or portable",
-            })
+        [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().find(|isa| isa.name() == text).ok_or_else(|| {
+            super::KernelError::Option { argument: "isa", got: text.into(), why: "must be avx512, avx2 or portable" }
+        })
     }
 }
 
@@ -133,18 +120,13 @@ pub(crate) fn allowed_cpus() -> Vec<usize> {
     // SAFETY: an all-zero cpu_set_t is a valid, empty set; the call writes at most its size.
     let (rc, set) = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        (
-            libc::sched_getaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &mut set),
-            set,
-        )
+        (libc::sched_getaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &mut set), set)
     };
     if rc != 0 {
         return Vec::new();
     }
     // SAFETY: every index is below CPU_SETSIZE.
-    (0..libc::CPU_SETSIZE as usize)
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
-        .collect()
+    (0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
 }
 
 /// Processors that this process may run on: cannot be asked on this system.
@@ -181,13 +163,7 @@ mod tests {
         for isa in [Isa::Avx512, Isa::Avx2, Isa::Portable] {
             assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
         }
-        assert!(
-            "sse9"
-                .parse::<Isa>()
-                .unwrap_err()
-                .to_string()
-                .contains("avx512, avx2 or portable")
-        );
+        assert!("sse9".parse::<Isa>().unwrap_err().to_string().contains("avx512, avx2 or portable"));
     }
 
     #[test]

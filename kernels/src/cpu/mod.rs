@@ -21,8 +21,7 @@ mod pool;
 mod simd;
 
 pub use attention::{
-    AttentionParams, BLOCK, KvCache, KvCacheMut, KvMut, KvRef, KvShape, NO_BLOCK, SeqSpan,
-    attention, write_kv,
+    AttentionParams, BLOCK, KvCache, KvCacheMut, KvMut, KvRef, KvShape, NO_BLOCK, SeqSpan, attention, write_kv,
 };
 pub use context::{Cpu, CpuOptions};
 pub use error::KernelError;
@@ -30,9 +29,8 @@ pub use features::{Isa, cpu_features, default_threads};
 pub use gemm::{Compute, Epilogue, Scratch, Segment, linear};
 pub use operands::{Rows, RowsMut, WeightDtype, WeightRef};
 pub use ops::{
-    LayerNorm, RmsNorm, Rope, RopeStyle, activate, activate_to, add, add_assign, add_layer_norm,
-    add_rms_norm, argmax, embed, gated, gather_rows, layer_norm, mul, rms_norm, rms_norm_heads,
-    rope, rope_to, scale, softcap, softmax,
+    LayerNorm, RmsNorm, Rope, RopeStyle, activate, activate_to, add, add_assign, add_layer_norm, add_rms_norm, argmax,
+    embed, gated, gather_rows, layer_norm, mul, rms_norm, rms_norm_heads, rope, rope_to, scale, softcap, softmax,
 };
 pub use pool::{Pool, split};
 pub use simd::Activation;

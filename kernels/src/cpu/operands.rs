@@ -31,33 +31,16 @@ pub struct RowsMut<'a> {
     pub stride: usize,
 }
 
-fn check_rows(
-    argument: &'static str,
-    len: usize,
-    rows: usize,
-    cols: usize,
-    stride: usize,
-) -> Result<(), KernelError> {
+fn check_rows(argument: &'static str, len: usize, rows: usize, cols: usize, stride: usize) -> Result<(), KernelError> {
     if stride < cols {
-        return Err(KernelError::Stride {
-            argument,
-            stride,
-            cols,
-        });
+        return Err(KernelError::Stride { argument, stride, cols });
     }
     let needed = match rows.checked_sub(1) {
         None => 0,
-        Some(before) => before
-            .checked_mul(stride)
-            .and_then(|n| n.checked_add(cols))
-            .unwrap_or(usize::MAX),
+        Some(before) => before.checked_mul(stride).and_then(|n| n.checked_add(cols)).unwrap_or(usize::MAX),
     };
     if len < needed {
-        return Err(KernelError::TooShort {
-            argument,
-            needed,
-            got: len,
-        });
+        return Err(KernelError::TooShort { argument, needed, got: len });
     }
     Ok(())
 }
@@ -65,34 +48,19 @@ fn check_rows(
 impl<'a> Rows<'a> {
     /// Rows without gaps.
     pub fn dense(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Self {
-            data,
-            rows,
-            cols,
-            stride: cols,
-        }
+        Self { data, rows, cols, stride: cols }
     }
 
     /// Rows `stride` elements apart: for a part of wider rows, pass the slice that starts at its first element.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        Self {
-            data,
-            rows,
-            cols,
-            stride,
-        }
+        Self { data, rows, cols, stride }
     }
 
     pub(crate) fn check(&self, argument: &'static str) -> Result<(), KernelError> {
         check_rows(argument, self.data.len(), self.rows, self.cols, self.stride)
     }
 
-    pub(crate) fn check_shape(
-        &self,
-        argument: &'static str,
-        rows: usize,
-        cols: usize,
-    ) -> Result<(), KernelError> {
+    pub(crate) fn check_shape(&self, argument: &'static str, rows: usize, cols: usize) -> Result<(), KernelError> {
         check_eq(argument, "number of rows", rows, self.rows)?;
         check_eq(argument, "number of columns", cols, self.cols)?;
         self.check(argument)
@@ -108,55 +76,30 @@ impl<'a> Rows<'a> {
 impl<'a> RowsMut<'a> {
     /// Rows without gaps.
     pub fn dense(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        Self {
-            data,
-            rows,
-            cols,
-            stride: cols,
-        }
+        Self { data, rows, cols, stride: cols }
     }
 
     /// Rows `stride` elements apart: for a part of wider rows, pass the slice that starts at its first element.
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        Self {
-            data,
-            rows,
-            cols,
-            stride,
-        }
+        Self { data, rows, cols, stride }
     }
 
     /// The same view, read-only.
     pub fn as_rows(&self) -> Rows<'_> {
-        Rows {
-            data: self.data,
-            rows: self.rows,
-            cols: self.cols,
-            stride: self.stride,
-        }
+        Rows { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
     }
 
     pub(crate) fn check(&self, argument: &'static str) -> Result<(), KernelError> {
         check_rows(argument, self.data.len(), self.rows, self.cols, self.stride)
     }
 
-    pub(crate) fn check_shape(
-        &self,
-        argument: &'static str,
-        rows: usize,
-        cols: usize,
-    ) -> Result<(), KernelError> {
+    pub(crate) fn check_shape(&self, argument: &'static str, rows: usize, cols: usize) -> Result<(), KernelError> {
         self.as_rows().check_shape(argument, rows, cols)
     }
 
     /// For several threads that each write their own part.
     pub(crate) fn share(&mut self) -> SharedRows {
-        SharedRows {
-            data: self.data.as_mut_ptr(),
-            rows: self.rows,
-            cols: self.cols,
-            stride: self.stride,
-        }
+        SharedRows { data: self.data.as_mut_ptr(), rows: self.rows, cols: self.cols, stride: self.stride }
     }
 }
 
@@ -245,25 +188,13 @@ impl<'a> WeightRef<'a> {
     pub fn from_bytes(dtype: WeightDtype, bytes: &'a [u8]) -> Result<Self, KernelError> {
         if !bytes.len().is_multiple_of(dtype.size()) {
             let expected = bytes.len() / dtype.size() * dtype.size();
-            return Err(KernelError::Shape {
-                argument: "bytes",
-                what: "length",
-                expected,
-                got: bytes.len(),
-            });
+            return Err(KernelError::Shape { argument: "bytes", what: "length", expected, got: bytes.len() });
         }
         if cfg!(target_endian = "big") {
             let why = "weights are little-endian, this processor is not";
-            return Err(KernelError::Dtype {
-                argument: "bytes",
-                got: dtype.name(),
-                why,
-            });
+            return Err(KernelError::Dtype { argument: "bytes", got: dtype.name(), why });
         }
-        let misaligned = KernelError::Misaligned {
-            argument: "bytes",
-            align: dtype.size(),
-        };
+        let misaligned = KernelError::Misaligned { argument: "bytes", align: dtype.size() };
         // SAFETY: each type is plain old data, of which every bit pattern is a value.
         unsafe {
             match dtype {
@@ -313,34 +244,15 @@ mod tests {
         let words = [0x3f80_0000_u32; 4];
         // SAFETY: u32 is plain old data.
         let (_, bytes, _) = unsafe { words.align_to::<u8>() };
-        assert!(
-            matches!(WeightRef::from_bytes(WeightDtype::F32, bytes), Ok(WeightRef::F32(w)) if w == [1.0; 4])
-        );
+        assert!(matches!(WeightRef::from_bytes(WeightDtype::F32, bytes), Ok(WeightRef::F32(w)) if w == [1.0; 4]));
         assert!(
             matches!(WeightRef::from_bytes(WeightDtype::Bf16, &bytes[2..]), Ok(WeightRef::Bf16(w)) if w.len() == 7)
         );
         let odd = WeightRef::from_bytes(WeightDtype::F16, &bytes[1..3]).unwrap_err();
-        assert_eq!(
-            odd,
-            KernelError::Misaligned {
-                argument: "bytes",
-                align: 2
-            }
-        );
+        assert_eq!(odd, KernelError::Misaligned { argument: "bytes", align: 2 });
         let short = WeightRef::from_bytes(WeightDtype::F32, &bytes[..7]).unwrap_err();
-        assert!(matches!(
-            short,
-            KernelError::Shape {
-                argument: "bytes",
-                got: 7,
-                ..
-            }
-        ));
-        assert!(
-            WeightRef::from_bytes(WeightDtype::F16, &[])
-                .unwrap()
-                .is_empty()
-        );
+        assert!(matches!(short, KernelError::Shape { argument: "bytes", got: 7, .. }));
+        assert!(WeightRef::from_bytes(WeightDtype::F16, &[]).unwrap().is_empty());
     }
 
     #[test]
@@ -350,19 +262,11 @@ mod tests {
         assert!(Rows::strided(&data, 0, 4, 6).check("x").is_ok());
         assert_eq!(
             Rows::strided(&data, 2, 5, 6).check("x"),
-            Err(KernelError::TooShort {
-                argument: "x",
-                needed: 11,
-                got: 10
-            })
+            Err(KernelError::TooShort { argument: "x", needed: 11, got: 10 })
         );
         assert_eq!(
             Rows::strided(&data, 2, 4, 3).check("x"),
-            Err(KernelError::Stride {
-                argument: "x",
-                stride: 3,
-                cols: 4
-            })
+            Err(KernelError::Stride { argument: "x", stride: 3, cols: 4 })
         );
         assert!(Rows::strided(&data, usize::MAX, 4, 6).check("x").is_err());
     }

@@ -64,9 +64,7 @@ pub struct Pool {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool")
-            .field("threads", &self.threads())
-            .finish()
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
     }
 }
 
@@ -76,11 +74,7 @@ impl Pool {
     pub fn new(threads: usize, pin: bool) -> Result<Self, KernelError> {
         if threads == 0 || threads > 4096 {
             let why = "must be between 1 and 4096";
-            return Err(KernelError::Option {
-                argument: "threads",
-                got: threads.to_string(),
-                why,
-            });
+            return Err(KernelError::Option { argument: "threads", got: threads.to_string(), why });
         }
         let shared = Arc::new(Shared {
             epoch: Line(AtomicU32::new(0)),
@@ -94,16 +88,8 @@ impl Pool {
             start: Condvar::new(),
             done: Condvar::new(),
         });
-        let cpus = if pin {
-            features::allowed_cpus()
-        } else {
-            Vec::new()
-        };
-        let mut pool = Self {
-            shared,
-            workers: Vec::with_capacity(threads - 1),
-            turn: Mutex::new(()),
-        };
+        let cpus = if pin { features::allowed_cpus() } else { Vec::new() };
+        let mut pool = Self { shared, workers: Vec::with_capacity(threads - 1), turn: Mutex::new(()) };
         for part in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let cpu = (!cpus.is_empty()).then(|| cpus[part % cpus.len()]);
@@ -111,10 +97,7 @@ impl Pool {
             let worker = std::thread::Builder::new()
                 .name(format!("kernel-{part}"))
                 .spawn(move || worker(&shared, part, threads, cpu))
-                .map_err(|e| KernelError::Thread {
-                    index: part,
-                    reason: e.to_string(),
-                })?;
+                .map_err(|e| KernelError::Thread { index: part, reason: e.to_string() })?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -136,8 +119,7 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime is erased. This function does not return, nor unwind, before `running` is 0, and no
         // worker touches the job after that.
-        let erased: *const Job =
-            unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync), _>(job) };
+        let erased: *const Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync), _>(job) };
         // SAFETY: no worker runs: the previous run waited for all, and we hold `turn`.
         unsafe { *shared.job.get() = Some(erased) };
         shared.running.0.store(self.workers.len(), SeqCst);
@@ -166,10 +148,7 @@ impl Pool {
         let mut guard = lock(&shared.lock);
         shared.caller_parked.store(true, SeqCst);
         while shared.running.0.load(SeqCst) != 0 {
-            guard = shared
-                .done
-                .wait(guard)
-                .unwrap_or_else(PoisonError::into_inner);
+            guard = shared.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         shared.caller_parked.store(false, SeqCst);
     }
@@ -199,10 +178,7 @@ fn worker(shared: &Shared, part: usize, parts: usize, cpu: Option<usize>) {
             let mut guard = lock(&shared.lock);
             shared.parked.0.fetch_add(1, SeqCst);
             while shared.epoch.0.load(SeqCst) == seen {
-                guard = shared
-                    .start
-                    .wait(guard)
-                    .unwrap_or_else(PoisonError::into_inner);
+                guard = shared.start.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
             shared.parked.0.fetch_sub(1, SeqCst);
         }

@@ -2,8 +2,8 @@
 
 use half::bf16;
 use kernels::cpu::{
-    AttentionParams, BLOCK, Cpu, KvCache, KvCacheMut, KvMut, KvRef, KvShape, NO_BLOCK, Rows,
-    RowsMut, SeqSpan, attention, write_kv,
+    AttentionParams, BLOCK, Cpu, KvCache, KvCacheMut, KvMut, KvRef, KvShape, NO_BLOCK, Rows, RowsMut, SeqSpan,
+    attention, write_kv,
 };
 
 use super::{Case, Expected, Random};
@@ -22,28 +22,9 @@ pub struct Spec {
 }
 
 impl Spec {
-    pub fn new(
-        seqs: &[(usize, usize)],
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        value_dim: usize,
-    ) -> Self {
-        let shape = KvShape {
-            kv_heads,
-            head_dim,
-            value_dim,
-        };
-        Spec {
-            seqs: seqs.into(),
-            heads,
-            shape,
-            window: None,
-            softcap: None,
-            sinks: false,
-            alibi: false,
-            bf16: false,
-        }
+    pub fn new(seqs: &[(usize, usize)], heads: usize, kv_heads: usize, head_dim: usize, value_dim: usize) -> Self {
+        let shape = KvShape { kv_heads, head_dim, value_dim };
+        Spec { seqs: seqs.into(), heads, shape, window: None, softcap: None, sinks: false, alibi: false, bf16: false }
     }
 }
 
@@ -73,11 +54,7 @@ enum Cache {
 impl Cache {
     fn new(n: usize, half: bool) -> Self {
         // Stale blocks may hold anything: no NaN may leak from a position that is not visible.
-        if half {
-            Cache::Bf16(vec![bf16::NAN; n])
-        } else {
-            Cache::F32(vec![f32::NAN; n])
-        }
+        if half { Cache::Bf16(vec![bf16::NAN; n]) } else { Cache::F32(vec![f32::NAN; n]) }
     }
     fn view(&self) -> KvRef<'_> {
         match self {
@@ -110,49 +87,23 @@ impl Paged {
         let needed: usize = spec.seqs.iter().map(|s| s.0.div_ceil(BLOCK)).sum();
         let blocks = needed + 3;
         let mut ids = Random(seed).permutation(blocks).into_iter();
-        let tables = spec
-            .seqs
-            .iter()
-            .map(|s| ids.by_ref().take(s.0.div_ceil(BLOCK)).collect())
-            .collect();
+        let tables = spec.seqs.iter().map(|s| ids.by_ref().take(s.0.div_ceil(BLOCK)).collect()).collect();
         let k = Cache::new(blocks * shape.k_block(), spec.bf16);
         let v = Cache::new(blocks * shape.v_block(), spec.bf16);
         let sinks = random.vec(spec.heads);
-        let slopes = (1..=spec.heads)
-            .map(|h| 0.5f32.powf(8.0 * h as f32 / spec.heads as f32))
-            .collect();
-        Paged {
-            spec,
-            sequences,
-            sinks,
-            slopes,
-            tables,
-            k,
-            v,
-        }
+        let slopes = (1..=spec.heads).map(|h| 0.5f32.powf(8.0 * h as f32 / spec.heads as f32)).collect();
+        Paged { spec, sequences, sinks, slopes, tables, k, v }
     }
 
     /// Writes positions `from..to` of one sequence.
     pub fn write(&mut self, cpu: &Cpu, sequence: usize, from: usize, to: usize) {
         let shape = self.spec.shape;
-        let (k_cols, v_cols) = (
-            shape.kv_heads * shape.head_dim,
-            shape.kv_heads * shape.value_dim,
-        );
+        let (k_cols, v_cols) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
         let tensors = &self.sequences[sequence];
         let k = Rows::dense(&tensors.k[from * k_cols..], to - from, k_cols);
         let v = Rows::dense(&tensors.v[from * v_cols..], to - from, v_cols);
-        let span = SeqSpan {
-            first_row: 0,
-            rows: to - from,
-            first_position: from,
-            blocks: &self.tables[sequence],
-        };
-        let cache = KvCacheMut {
-            shape,
-            k: self.k.view_mut(),
-            v: self.v.view_mut(),
-        };
+        let span = SeqSpan { first_row: 0, rows: to - from, first_position: from, blocks: &self.tables[sequence] };
+        let cache = KvCacheMut { shape, k: self.k.view_mut(), v: self.v.view_mut() };
         write_kv(cpu, k, v, &[span], cache).unwrap();
     }
 
@@ -182,13 +133,7 @@ impl Paged {
     }
 
     /// Attention for `(sequence, from, to)` parts, laid end to end. `padding` elements after each row of q.
-    pub fn attend(
-        &self,
-        cpu: &Cpu,
-        parts: &[(usize, usize, usize)],
-        padding: usize,
-        out: &mut [f32],
-    ) {
+    pub fn attend(&self, cpu: &Cpu, parts: &[(usize, usize, usize)], padding: usize, out: &mut [f32]) {
         let shape = self.spec.shape;
         let cols = self.spec.heads * shape.head_dim;
         let mut q = Vec::new();
@@ -200,54 +145,30 @@ impl Paged {
                 q.extend(std::iter::repeat_n(f32::NAN, padding));
             }
             let blocks = &self.tables[sequence];
-            spans.push(SeqSpan {
-                first_row: row,
-                rows: to - from,
-                first_position: from,
-                blocks,
-            });
+            spans.push(SeqSpan { first_row: row, rows: to - from, first_position: from, blocks });
             row += to - from;
         }
         let q = Rows::strided(&q, row, cols, cols + padding);
         let out = RowsMut::dense(out, row, self.spec.heads * shape.value_dim);
-        let cache = KvCache {
-            shape,
-            k: self.k.view(),
-            v: self.v.view(),
-        };
+        let cache = KvCache { shape, k: self.k.view(), v: self.v.view() };
         attention(cpu, &self.params(), q, cache, &spans, out).unwrap();
     }
 
     /// The parts that the spec asks for.
     pub fn parts(&self) -> Vec<(usize, usize, usize)> {
-        self.spec
-            .seqs
-            .iter()
-            .enumerate()
-            .map(|(i, &(length, rows))| (i, length - rows, length))
-            .collect()
+        self.spec.seqs.iter().enumerate().map(|(i, &(length, rows))| (i, length - rows, length)).collect()
     }
 
     pub fn outputs(&self) -> usize {
-        self.spec.seqs.iter().map(|s| s.1).sum::<usize>()
-            * self.spec.heads
-            * self.spec.shape.value_dim
+        self.spec.seqs.iter().map(|s| s.1).sum::<usize>() * self.spec.heads * self.spec.shape.value_dim
     }
 
     pub fn reference(&self) -> Vec<Expected> {
         let spec = &self.spec;
         let stored = |x: f32| {
-            if spec.bf16 {
-                bf16::from_f32(x).to_f64()
-            } else {
-                x.into()
-            }
+            if spec.bf16 { bf16::from_f32(x).to_f64() } else { x.into() }
         };
-        let KvShape {
-            kv_heads,
-            head_dim,
-            value_dim,
-        } = spec.shape;
+        let KvShape { kv_heads, head_dim, value_dim } = spec.shape;
         let mut out = Vec::new();
         for (sequence, from, to) in self.parts() {
             let t = &self.sequences[sequence];
@@ -259,11 +180,7 @@ impl Paged {
                         .map(|j| {
                             let q = &t.q[(p * spec.heads + head) * head_dim..][..head_dim];
                             let k = &t.k[(j * kv_heads + kv) * head_dim..][..head_dim];
-                            let mut s: f64 = q
-                                .iter()
-                                .zip(k)
-                                .map(|(&q, &k)| f64::from(q) * stored(k))
-                                .sum();
+                            let mut s: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * stored(k)).sum();
                             s *= f64::from(0.3f32);
                             if let Some(cap) = spec.softcap {
                                 s = f64::from(cap) * (s / f64::from(cap)).tanh();
@@ -274,22 +191,14 @@ impl Paged {
                             s
                         })
                         .collect();
-                    let sink = if spec.sinks {
-                        self.sinks[head].into()
-                    } else {
-                        f64::NEG_INFINITY
-                    };
+                    let sink = if spec.sinks { self.sinks[head].into() } else { f64::NEG_INFINITY };
                     let max = scores.iter().copied().fold(sink, f64::max);
-                    let sum: f64 =
-                        scores.iter().map(|s| (s - max).exp()).sum::<f64>() + (sink - max).exp();
+                    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum::<f64>() + (sink - max).exp();
                     for d in 0..value_dim {
                         let value = scores
                             .iter()
                             .zip(first..)
-                            .map(|(s, j)| {
-                                (s - max).exp() / sum
-                                    * stored(t.v[(j * kv_heads + kv) * value_dim + d])
-                            })
+                            .map(|(s, j)| (s - max).exp() / sum * stored(t.v[(j * kv_heads + kv) * value_dim + d]))
                             .sum();
                         out.push(Expected { value, scale: 1.0 });
                     }
@@ -301,11 +210,7 @@ impl Paged {
 }
 
 fn case(spec: Spec) -> Case {
-    let KvShape {
-        kv_heads,
-        head_dim,
-        value_dim,
-    } = spec.shape;
+    let KvShape { kv_heads, head_dim, value_dim } = spec.shape;
     let name = format!(
         "attention/{}/{:?}/h{}/kv{kv_heads}/d{head_dim}/v{value_dim}/w{:?}/cap{:?}/sinks{}/alibi{}",
         if spec.bf16 { "bf16" } else { "f32" },
@@ -316,11 +221,7 @@ fn case(spec: Spec) -> Case {
         spec.sinks,
         spec.alibi
     );
-    let pairs: f64 = spec
-        .seqs
-        .iter()
-        .map(|&(l, r)| (r * (2 * l - r + 1)) as f64 / 2.0)
-        .sum();
+    let pairs: f64 = spec.seqs.iter().map(|&(l, r)| (r * (2 * l - r + 1)) as f64 / 2.0).sum();
     let keys: f64 = spec.seqs.iter().map(|s| s.0 as f64).sum();
     let paged = std::rc::Rc::new(std::cell::RefCell::new(Paged::new(spec.clone(), 5)));
     paged.borrow_mut().write_all(&Cpu::new(1).unwrap());
@@ -355,42 +256,15 @@ pub fn test_cases() -> Vec<Case> {
         add(Spec::new(&[(33, 33), (200, 1)], 6, 2, 1, 1));
         add(Spec::new(&[(130, 5)], 20, 1, 128, 128));
         add(Spec::new(&[(70, 30)], 34, 2, 24, 33));
-        add(Spec {
-            window: Some(1),
-            ..Spec::new(&[(40, 40)], 2, 2, 16, 16)
-        });
-        add(Spec {
-            window: Some(20),
-            ..Spec::new(&[(150, 90), (300, 1)], 4, 2, 16, 16)
-        });
-        add(Spec {
-            window: Some(64),
-            ..Spec::new(&[(150, 90), (300, 1)], 4, 1, 16, 80)
-        });
-        add(Spec {
-            window: Some(1000),
-            ..Spec::new(&[(150, 90)], 4, 1, 16, 80)
-        });
-        add(Spec {
-            softcap: Some(1.5),
-            ..Spec::new(&[(90, 40)], 4, 2, 32, 32)
-        });
-        add(Spec {
-            sinks: true,
-            ..Spec::new(&[(90, 40)], 8, 2, 32, 32)
-        });
-        add(Spec {
-            alibi: true,
-            ..Spec::new(&[(190, 140)], 4, 4, 32, 32)
-        });
+        add(Spec { window: Some(1), ..Spec::new(&[(40, 40)], 2, 2, 16, 16) });
+        add(Spec { window: Some(20), ..Spec::new(&[(150, 90), (300, 1)], 4, 2, 16, 16) });
+        add(Spec { window: Some(64), ..Spec::new(&[(150, 90), (300, 1)], 4, 1, 16, 80) });
+        add(Spec { window: Some(1000), ..Spec::new(&[(150, 90)], 4, 1, 16, 80) });
+        add(Spec { softcap: Some(1.5), ..Spec::new(&[(90, 40)], 4, 2, 32, 32) });
+        add(Spec { sinks: true, ..Spec::new(&[(90, 40)], 8, 2, 32, 32) });
+        add(Spec { alibi: true, ..Spec::new(&[(190, 140)], 4, 4, 32, 32) });
         let all = Spec::new(&[(99, 50), (120, 1)], 8, 2, 32, 32);
-        add(Spec {
-            alibi: true,
-            sinks: true,
-            softcap: Some(3.0),
-            window: Some(33),
-            ..all
-        });
+        add(Spec { alibi: true, sinks: true, softcap: Some(3.0), window: Some(33), ..all });
         add(Spec::new(&[], 4, 2, 16, 16));
     }
     specs.into_iter().map(case).collect()
@@ -399,26 +273,11 @@ pub fn test_cases() -> Vec<Case> {
 pub fn bench_cases() -> Vec<Case> {
     let mut specs = Vec::new();
     for half in [false, true] {
-        for seqs in [
-            vec![(1024, 1)],
-            vec![(8192, 1)],
-            vec![(1024, 1); 16],
-            vec![(512, 512)],
-            vec![(4096, 256)],
-        ] {
-            specs.push(Spec {
-                bf16: half,
-                ..Spec::new(&seqs, 32, 8, 64, 64)
-            });
+        for seqs in [vec![(1024, 1)], vec![(8192, 1)], vec![(1024, 1); 16], vec![(512, 512)], vec![(4096, 256)]] {
+            specs.push(Spec { bf16: half, ..Spec::new(&seqs, 32, 8, 64, 64) });
         }
-        specs.push(Spec {
-            bf16: half,
-            ..Spec::new(&[(1024, 1)], 16, 16, 128, 128)
-        });
-        specs.push(Spec {
-            bf16: half,
-            ..Spec::new(&[(512, 512)], 12, 12, 64, 64)
-        });
+        specs.push(Spec { bf16: half, ..Spec::new(&[(1024, 1)], 16, 16, 128, 128) });
+        specs.push(Spec { bf16: half, ..Spec::new(&[(512, 512)], 12, 12, 64, 64) });
     }
     specs.into_iter().map(case).collect()
 }

@@ -2,11 +2,7 @@
 //!
 //! `tests/kernels.rs` runs every entry on every instruction set and several thread counts; `benches/kernels.rs` times
 //! the entries of [`bench_cases`]. A new kernel's test is one entry here.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "tests and benches use different parts"
-)]
+#![allow(dead_code, unreachable_pub, reason = "tests and benches use different parts")]
 
 pub mod attention;
 pub mod linear;
@@ -55,13 +51,7 @@ pub fn bench_cases() -> Vec<Case> {
 
 /// An exact reference whose error is relative to the value itself.
 pub fn relative(values: impl IntoIterator<Item = f64>) -> Vec<Expected> {
-    values
-        .into_iter()
-        .map(|value| Expected {
-            value,
-            scale: value.abs().max(1e-30),
-        })
-        .collect()
+    values.into_iter().map(|value| Expected { value, scale: value.abs().max(1e-30) }).collect()
 }
 
 /// Numbers from a fixed seed (splitmix64).

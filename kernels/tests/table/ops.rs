@@ -2,9 +2,9 @@
 
 use half::{bf16, f16};
 use kernels::cpu::{
-    Activation, Cpu, LayerNorm, RmsNorm, Rope, RopeStyle, Rows, RowsMut, WeightRef, activate,
-    activate_to, add, add_assign, add_layer_norm, add_rms_norm, argmax, embed, gated, gather_rows,
-    layer_norm, mul, rms_norm, rms_norm_heads, rope, rope_to, scale, softcap, softmax,
+    Activation, Cpu, LayerNorm, RmsNorm, Rope, RopeStyle, Rows, RowsMut, WeightRef, activate, activate_to, add,
+    add_assign, add_layer_norm, add_rms_norm, argmax, embed, gated, gather_rows, layer_norm, mul, rms_norm,
+    rms_norm_heads, rope, rope_to, scale, softcap, softmax,
 };
 
 use super::{Case, Expected, Random, relative};
@@ -92,9 +92,7 @@ fn activations((rows, cols): (usize, usize), out: &mut Vec<Case>) {
     for f in ACTIVATIONS {
         // Small, middling and large arguments of both signs.
         let mut random = Random(11);
-        let x: Vec<f32> = (0..rows * cols)
-            .map(|i| random.unit() * [1e-4, 0.1, 1.0, 4.0, 20.0, 85.0][i % 6])
-            .collect();
+        let x: Vec<f32> = (0..rows * cols).map(|i| random.unit() * [1e-4, 0.1, 1.0, 4.0, 20.0, 85.0][i % 6]).collect();
         let up = random.vec(rows * cols);
         let magnitude = move |x: f32, y: f64| match f {
             // x/2 (1 + erf) cancels for negative x, in every implementation in f32.
@@ -112,22 +110,11 @@ fn activations((rows, cols): (usize, usize), out: &mut Vec<Case>) {
             (rows, cols),
             4e-7,
             2,
-            move |cpu, y| {
-                activate_to(
-                    cpu,
-                    f,
-                    Rows::dense(&x1, rows, cols),
-                    RowsMut::dense(y, rows, cols),
-                )
-                .unwrap()
-            },
+            move |cpu, y| activate_to(cpu, f, Rows::dense(&x1, rows, cols), RowsMut::dense(y, rows, cols)).unwrap(),
             move || {
                 x2.iter()
                     .map(|&x| (x, activation(f, x.into())))
-                    .map(|(x, value)| Expected {
-                        value,
-                        scale: magnitude(x, value),
-                    })
+                    .map(|(x, value)| Expected { value, scale: magnitude(x, value) })
                     .collect()
             },
         ));
@@ -144,10 +131,7 @@ fn activations((rows, cols): (usize, usize), out: &mut Vec<Case>) {
                 x4.iter()
                     .zip(&up2)
                     .map(|(&x, &up)| (x, f64::from(up), activation(f, x.into())))
-                    .map(|(x, up, y)| Expected {
-                        value: y * up,
-                        scale: magnitude(x, y) * up.abs() + 1e-30,
-                    })
+                    .map(|(x, up, y)| Expected { value: y * up, scale: magnitude(x, y) * up.abs() + 1e-30 })
                     .collect()
             },
         ));
@@ -157,10 +141,7 @@ fn activations((rows, cols): (usize, usize), out: &mut Vec<Case>) {
 fn rms(x: &[f64], weight: Option<&[f32]>, offset: f64, eps: f64) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let f = 1.0 / (mean + eps).sqrt();
-    x.iter()
-        .enumerate()
-        .map(|(i, x)| x * f * weight.map_or(1.0, |w| f64::from(w[i]) + offset))
-        .collect()
+    x.iter().enumerate().map(|(i, x)| x * f * weight.map_or(1.0, |w| f64::from(w[i]) + offset)).collect()
 }
 
 fn layer(x: &[f64], weight: Option<&[f32]>, bias: Option<&[f32]>, eps: f64) -> Vec<f64> {
@@ -169,94 +150,44 @@ fn layer(x: &[f64], weight: Option<&[f32]>, bias: Option<&[f32]>, eps: f64) -> V
     let var = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
     let f = 1.0 / (var + eps).sqrt();
     let at = |w: Option<&[f32]>, i: usize, none: f64| w.map_or(none, |w| w[i].into());
-    x.iter()
-        .enumerate()
-        .map(|(i, x)| (x - mean) * f * at(weight, i, 1.0) + at(bias, i, 0.0))
-        .collect()
+    x.iter().enumerate().map(|(i, x)| (x - mean) * f * at(weight, i, 1.0) + at(bias, i, 0.0)).collect()
 }
 
 /// Error relative to the largest magnitude that a normed row has.
 fn about_one(values: impl IntoIterator<Item = f64>) -> Vec<Expected> {
-    values
-        .into_iter()
-        .map(|value| Expected {
-            value,
-            scale: value.abs().max(0.5),
-        })
-        .collect()
+    values.into_iter().map(|value| Expected { value, scale: value.abs().max(0.5) }).collect()
 }
 
 fn norms((rows, cols): (usize, usize), out: &mut Vec<Case>) {
     let mut random = Random(12);
     let eps = 1e-5f32;
-    let data: std::rc::Rc<[Vec<f32>; 4]> = std::rc::Rc::new([
-        random.vec(rows * cols),
-        random.vec(rows * cols),
-        random.vec(cols),
-        random.vec(cols),
-    ]);
+    let data: std::rc::Rc<[Vec<f32>; 4]> =
+        std::rc::Rc::new([random.vec(rows * cols), random.vec(rows * cols), random.vec(cols), random.vec(cols)]);
     let per_row = move |x: &[f64], f: &dyn Fn(&[f64]) -> Vec<f64>| -> Vec<Expected> {
         about_one(x.chunks_exact(cols).flat_map(f))
     };
     for (weighted, offset) in [(false, 0.0), (true, 0.0), (true, 1.0)] {
         let (d, e) = (data.clone(), data.clone());
         let run = move |cpu: &Cpu, y: &mut [f32]| {
-            let norm = RmsNorm {
-                weight: weighted.then_some(&d[2]),
-                weight_offset: offset,
-                eps,
-            };
-            rms_norm(
-                cpu,
-                Rows::dense(&d[0], rows, cols),
-                &norm,
-                RowsMut::dense(y, rows, cols),
-            )
-            .unwrap();
+            let norm = RmsNorm { weight: weighted.then_some(&d[2]), weight_offset: offset, eps };
+            rms_norm(cpu, Rows::dense(&d[0], rows, cols), &norm, RowsMut::dense(y, rows, cols)).unwrap();
         };
         let reference = move || {
             let w = weighted.then_some(&e[2][..]);
             per_row(&wide(&e[0]), &|x| rms(x, w, offset.into(), eps.into()))
         };
-        out.push(case(
-            format!("rms_norm/{weighted}/{offset}"),
-            (rows, cols),
-            1e-6,
-            2,
-            run,
-            reference,
-        ));
+        out.push(case(format!("rms_norm/{weighted}/{offset}"), (rows, cols), 1e-6, 2, run, reference));
 
         let (d, e) = (data.clone(), data.clone());
         let run = move |cpu: &Cpu, y: &mut [f32]| {
-            let norm = LayerNorm {
-                weight: weighted.then_some(&d[2]),
-                bias: (offset == 1.0).then_some(&d[3]),
-                eps,
-            };
-            layer_norm(
-                cpu,
-                Rows::dense(&d[0], rows, cols),
-                &norm,
-                RowsMut::dense(y, rows, cols),
-            )
-            .unwrap();
+            let norm = LayerNorm { weight: weighted.then_some(&d[2]), bias: (offset == 1.0).then_some(&d[3]), eps };
+            layer_norm(cpu, Rows::dense(&d[0], rows, cols), &norm, RowsMut::dense(y, rows, cols)).unwrap();
         };
         let reference = move || {
-            let (w, b) = (
-                weighted.then_some(&e[2][..]),
-                (offset == 1.0).then_some(&e[3][..]),
-            );
+            let (w, b) = (weighted.then_some(&e[2][..]), (offset == 1.0).then_some(&e[3][..]));
             per_row(&wide(&e[0]), &|x| layer(x, w, b, eps.into()))
         };
-        out.push(case(
-            format!("layer_norm/{weighted}/{offset}"),
-            (rows, cols),
-            2e-6,
-            2,
-            run,
-            reference,
-        ));
+        out.push(case(format!("layer_norm/{weighted}/{offset}"), (rows, cols), 2e-6, 2, run, reference));
     }
     for fused_layer in [false, true] {
         // The outputs are the normed rows, but every even run checks the residual stream instead.
@@ -265,23 +196,12 @@ fn norms((rows, cols): (usize, usize), out: &mut Vec<Case>) {
             let run = move |cpu: &Cpu, y: &mut [f32]| {
                 let mut residual = d[1].clone();
                 let x = Rows::dense(&d[0], rows, cols);
-                let (r, o) = (
-                    RowsMut::dense(&mut residual, rows, cols),
-                    RowsMut::dense(y, rows, cols),
-                );
+                let (r, o) = (RowsMut::dense(&mut residual, rows, cols), RowsMut::dense(y, rows, cols));
                 if fused_layer {
-                    let norm = LayerNorm {
-                        weight: Some(&d[2]),
-                        bias: Some(&d[3]),
-                        eps,
-                    };
+                    let norm = LayerNorm { weight: Some(&d[2]), bias: Some(&d[3]), eps };
                     add_layer_norm(cpu, r, x, &norm, o).unwrap();
                 } else {
-                    let norm = RmsNorm {
-                        weight: Some(&d[2]),
-                        weight_offset: 0.0,
-                        eps,
-                    };
+                    let norm = RmsNorm { weight: Some(&d[2]), weight_offset: 0.0, eps };
                     add_rms_norm(cpu, r, x, &norm, o).unwrap();
                 }
                 if residual_out {
@@ -289,11 +209,7 @@ fn norms((rows, cols): (usize, usize), out: &mut Vec<Case>) {
                 }
             };
             let reference = move || {
-                let sum: Vec<f64> = e[0]
-                    .iter()
-                    .zip(&e[1])
-                    .map(|(a, b)| f64::from(a + b))
-                    .collect();
+                let sum: Vec<f64> = e[0].iter().zip(&e[1]).map(|(a, b)| f64::from(a + b)).collect();
                 if residual_out {
                     return relative(sum);
                 }
@@ -324,56 +240,26 @@ fn heads_and_rope(rows: usize, heads: usize, dim: usize, out: &mut Vec<Case>) {
         2,
         move |cpu, y| {
             y.copy_from_slice(&d);
-            let norm = RmsNorm {
-                weight: Some(&w),
-                weight_offset: 0.0,
-                eps: 1e-6,
-            };
+            let norm = RmsNorm { weight: Some(&w), weight_offset: 0.0, eps: 1e-6 };
             rms_norm_heads(cpu, RowsMut::dense(y, rows, cols), dim, &norm).unwrap();
         },
-        move || {
-            about_one(
-                wide(&e)
-                    .chunks_exact(dim)
-                    .flat_map(|x| rms(x, Some(&u), 0.0, f64::from(1e-6f32))),
-            )
-        },
+        move || about_one(wide(&e).chunks_exact(dim).flat_map(|x| rms(x, Some(&u), 0.0, f64::from(1e-6f32)))),
     ));
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         for rotary_dims in [dim / 2 * 2, dim / 4 * 2, 0] {
             let half = rotary_dims / 2;
             let angles = random.vec(rows * half);
-            let cos: std::rc::Rc<Vec<f32>> = angles
-                .iter()
-                .map(|a| (a * 9.0).cos())
-                .collect::<Vec<_>>()
-                .into();
-            let sin: std::rc::Rc<Vec<f32>> = angles
-                .iter()
-                .map(|a| (a * 9.0).sin())
-                .collect::<Vec<_>>()
-                .into();
+            let cos: std::rc::Rc<Vec<f32>> = angles.iter().map(|a| (a * 9.0).cos()).collect::<Vec<_>>().into();
+            let sin: std::rc::Rc<Vec<f32>> = angles.iter().map(|a| (a * 9.0).sin()).collect::<Vec<_>>().into();
             let (d, e, c, z) = (x.clone(), x.clone(), cos.clone(), sin.clone());
             let in_place = half % 2 == 0;
             let run = move |cpu: &Cpu, y: &mut [f32]| {
-                let table = Rope {
-                    head_dim: dim,
-                    rotary_dims,
-                    style,
-                    cos: &c,
-                    sin: &z,
-                };
+                let table = Rope { head_dim: dim, rotary_dims, style, cos: &c, sin: &z };
                 if in_place {
                     y.copy_from_slice(&d);
                     rope(cpu, RowsMut::dense(y, rows, cols), &table).unwrap();
                 } else {
-                    rope_to(
-                        cpu,
-                        Rows::dense(&d, rows, cols),
-                        &table,
-                        RowsMut::dense(y, rows, cols),
-                    )
-                    .unwrap();
+                    rope_to(cpu, Rows::dense(&d, rows, cols), &table, RowsMut::dense(y, rows, cols)).unwrap();
                 }
             };
             let reference = move || {
@@ -389,18 +275,9 @@ fn heads_and_rope(rows: usize, heads: usize, dim: usize, out: &mut Vec<Case>) {
                         (y[a], y[b]) = (y[a] * c - y[b] * s, y[b] * c + y[a] * s);
                     }
                 }
-                y.into_iter()
-                    .map(|value| Expected { value, scale: 1.0 })
-                    .collect()
+                y.into_iter().map(|value| Expected { value, scale: 1.0 }).collect()
             };
-            out.push(case(
-                format!("rope/{style:?}/{rotary_dims}of{dim}"),
-                (rows, cols),
-                2e-7,
-                2,
-                run,
-                reference,
-            ));
+            out.push(case(format!("rope/{style:?}/{rotary_dims}of{dim}"), (rows, cols), 2e-7, 2, run, reference));
         }
     }
 }
@@ -458,29 +335,14 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
     for (name, kernel, exact) in table {
         let (d, e) = ((a.clone(), b.clone()), (a.clone(), b.clone()));
         let run = move |cpu: &Cpu, y: &mut [f32]| {
-            kernel(
-                cpu,
-                Rows::dense(&d.0, rows, cols),
-                Rows::dense(&d.1, rows, cols),
-                RowsMut::dense(y, rows, cols),
-            );
+            kernel(cpu, Rows::dense(&d.0, rows, cols), Rows::dense(&d.1, rows, cols), RowsMut::dense(y, rows, cols));
         };
         let reference = move || {
-            let values: Vec<f64> =
-                e.0.iter()
-                    .zip(e.1.iter())
-                    .map(|(&a, &b)| exact(a.into(), b.into()))
-                    .collect();
+            let values: Vec<f64> = e.0.iter().zip(e.1.iter()).map(|(&a, &b)| exact(a.into(), b.into())).collect();
             if name == "gather_rows" {
                 return relative(values.chunks(cols.max(1)).rev().flatten().copied());
             }
-            values
-                .into_iter()
-                .map(|value| Expected {
-                    value,
-                    scale: value.abs().max(0.2),
-                })
-                .collect()
+            values.into_iter().map(|value| Expected { value, scale: value.abs().max(0.2) }).collect()
         };
         out.push(case(name.into(), (rows, cols), 4e-7, 3, run, reference));
     }
@@ -503,10 +365,7 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
                 // The subtraction of the maximum is rounded before exp.
                 values.extend(x.iter().map(|x| {
                     let value = (x - max).exp() / sum;
-                    Expected {
-                        value,
-                        scale: value * (1.0 + 0.06 * (max - x)),
-                    }
+                    Expected { value, scale: value * (1.0 + 0.06 * (max - x)) }
                 }));
             }
             values
@@ -524,12 +383,7 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
             y.iter_mut().zip(at).for_each(|(y, at)| *y = at as f32);
         },
         move || {
-            let best = |row: &[f32]| {
-                (0..row.len())
-                    .rev()
-                    .max_by(|&a, &b| row[a].total_cmp(&row[b]))
-                    .unwrap()
-            };
+            let best = |row: &[f32]| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
             relative(e.chunks_exact(cols).map(|row| best(row) as f64))
         },
     );
@@ -537,9 +391,7 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
     out.push(argmax_case);
     let vocab = 50;
     let table = random.vec(vocab * cols);
-    let ids: Vec<u32> = (0..rows)
-        .map(|_| (random.next() % vocab as u64) as u32)
-        .collect();
+    let ids: Vec<u32> = (0..rows).map(|_| (random.next() % vocab as u64) as u32).collect();
     for dtype in ["f32", "bf16", "f16"] {
         let (f, h, s) = (
             table.clone(),
@@ -562,20 +414,9 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
                 "bf16" => bf16::from_f32(x).to_f32(),
                 _ => f16::from_f32(x).to_f32(),
             };
-            relative(ids.iter().flat_map(|&id| {
-                exact[id as usize * cols..][..cols]
-                    .iter()
-                    .map(|&x| stored(x).into())
-            }))
+            relative(ids.iter().flat_map(|&id| exact[id as usize * cols..][..cols].iter().map(|&x| stored(x).into())))
         };
-        out.push(case(
-            format!("embed/{dtype}"),
-            (rows, cols),
-            0.0,
-            2,
-            run,
-            reference,
-        ));
+        out.push(case(format!("embed/{dtype}"), (rows, cols), 0.0, 2, run, reference));
     }
 }
 
@@ -585,15 +426,7 @@ fn copy(from: Rows<'_>, to: &mut RowsMut<'_>) {
 
 pub fn test_cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for shape in [
-        (1, 1),
-        (1, 64),
-        (2, 7),
-        (3, 16),
-        (5, 65),
-        (7, 129),
-        (60, 300),
-    ] {
+    for shape in [(1, 1), (1, 64), (2, 7), (3, 16), (5, 65), (7, 129), (60, 300)] {
         activations(shape, &mut all);
         norms(shape, &mut all);
         simple(shape, &mut all);

@@ -22,11 +22,7 @@ pub fn write_kv(
         (KvMut::Bf16(to_k), KvMut::Bf16(to_v)) => write(cpu, shape, k, v, seqs, to_k, to_v),
         _ => {
             let why = "K and V have the same dtype";
-            Err(KernelError::Dtype {
-                argument: "cache.v",
-                got: "another dtype than cache.k",
-                why,
-            })
+            Err(KernelError::Dtype { argument: "cache.v", got: "another dtype than cache.k", why })
         }
     }
 }

@@ -3,41 +3,15 @@
 //! For each tile of 64 positions: scores of up to four queries at a time, the online softmax of each query, then the
 //! weighted sum of values, which lives in the output row itself.
 
-use half::bf16;
-
 use super::super::Rows;
 use super::super::operands::SharedRows;
-use super::super::simd::{self, Simd};
+use super::super::simd::{self, Element, Simd, function, map_in_place};
 use super::{AttentionParams, BLOCK, KvShape, QUERIES, SeqSpan};
 
 /// Positions of a tile.
 const TILE: usize = 64;
 
-/// An element of the cache.
-pub(super) trait Element: Copy + Send + Sync + 'static {
-    const ZERO: Self;
-    /// # Safety
-    /// `L` elements are readable.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
-}
-
-impl Element for f32 {
-    const ZERO: Self = 0.0;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: passed on.
-        unsafe { s.load(p) }
-    }
-}
-
-impl Element for bf16 {
-    const ZERO: Self = bf16::ZERO;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: passed on.
-        unsafe { s.load_bf16(p) }
-    }
-}
+function!(Scale { factor: f32 }, |self, s, a, _b, _c| s.mul(a, s.splat(self.factor)));
 
 /// The operands of one call, checked.
 pub(super) struct Work<'a, E> {
@@ -65,10 +39,7 @@ impl Task<'_> {
     /// Row in q and out, and head, of a query.
     #[inline(always)]
     fn place(&self, query: usize) -> (usize, usize) {
-        (
-            self.seq.first_row + self.first + query / self.heads,
-            self.head + query % self.heads,
-        )
+        (self.seq.first_row + self.first + query / self.heads, self.head + query % self.heads)
     }
 
     #[inline(always)]
@@ -116,8 +87,7 @@ impl<E: Element> Work<'_, E> {
         for tile in from / TILE..to.div_ceil(TILE) {
             let base = tile * TILE;
             // Blocks of this tile that some query sees; no other is read.
-            let blocks =
-                (from.max(base) - base) / BLOCK..(to.min(base + TILE) - base).div_ceil(BLOCK);
+            let blocks = (from.max(base) - base) / BLOCK..(to.min(base + TILE) - base).div_ceil(BLOCK);
             let ids = &task.seq.blocks[base / BLOCK..];
             for first in (0..queries).step_by(4) {
                 let count = (queries - first).min(4);
@@ -135,10 +105,7 @@ impl<E: Element> Work<'_, E> {
             let mut first = 0;
             while first < queries {
                 let seen = state.seen[first];
-                let alike = first + 4 <= queries
-                    && state.seen[first..first + 4]
-                        .iter()
-                        .all(|&other| other == seen);
+                let alike = first + 4 <= queries && state.seen[first..first + 4].iter().all(|&other| other == seen);
                 if seen.0 < seen.1 {
                     // SAFETY: the blocks of these positions were checked; the outputs are this task's own.
                     unsafe {
@@ -153,11 +120,9 @@ impl<E: Element> Work<'_, E> {
         }
         for query in 0..queries {
             let (row, head) = task.place(query);
-            let factor = s.splat(1.0 / state.sum[query]);
+            let scale = Scale { factor: 1.0 / state.sum[query] };
             // SAFETY: a query of this task; the reference ends here.
-            super::super::ops::map_in_place(s, unsafe { self.out(row, head) }, |x| {
-                s.mul(x, factor)
-            });
+            map_in_place(s, unsafe { self.out(row, head) }, &scale);
         }
     }
 
@@ -267,14 +232,7 @@ impl<E: Element> Work<'_, E> {
     /// # Safety
     /// The blocks of the keys seen are inside the cache; no reference to an output of this task is alive.
     #[inline(always)]
-    unsafe fn gather<S: Simd, const N: usize>(
-        &self,
-        s: S,
-        task: &Task<'_>,
-        state: &State,
-        first: usize,
-        ids: &[u32],
-    ) {
+    unsafe fn gather<S: Simd, const N: usize>(&self, s: S, task: &Task<'_>, state: &State, first: usize, ids: &[u32]) {
         let dim = self.shape.value_dim;
         let seen = state.seen[first];
         let mut shrink = [0.0; N];
@@ -317,9 +275,7 @@ impl<E: Element> Work<'_, E> {
 }
 
 /// 0, 1, 2, ...
-const LANE: [f32; 16] = [
-    0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
-];
+const LANE: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 /// Where the values of a tile are: a pointer for each block that is seen.
 struct Values<E> {

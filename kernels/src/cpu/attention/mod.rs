@@ -56,25 +56,11 @@ impl KvShape {
     fn blocks(&self, k: usize, v: usize) -> Result<usize, KernelError> {
         if self.k_block() == 0 || self.v_block() == 0 {
             let why = "kv_heads, head_dim and value_dim must be positive";
-            return Err(KernelError::Option {
-                argument: "cache.shape",
-                got: format!("{self:?}"),
-                why,
-            });
+            return Err(KernelError::Option { argument: "cache.shape", got: format!("{self:?}"), why });
         }
         let blocks = k / self.k_block();
-        check_eq(
-            "cache.k",
-            "length (blocks * k_block)",
-            blocks * self.k_block(),
-            k,
-        )?;
-        check_eq(
-            "cache.v",
-            "length (blocks * v_block)",
-            blocks * self.v_block(),
-            v,
-        )?;
+        check_eq("cache.k", "length (blocks * k_block)", blocks * self.k_block(), k)?;
+        check_eq("cache.v", "length (blocks * v_block)", blocks * self.v_block(), v)?;
         Ok(blocks)
     }
 }
@@ -152,19 +138,11 @@ impl SeqSpan<'_> {
         let needed = self.end().div_ceil(BLOCK);
         super::error::check_len("seqs.blocks", needed, self.blocks.len())?;
         let first = from / BLOCK;
-        match self.blocks[first.min(needed)..needed]
-            .iter()
-            .position(|&b| b as usize >= limit)
-        {
+        match self.blocks[first.min(needed)..needed].iter().position(|&b| b as usize >= limit) {
             None => Ok(()),
             Some(at) => {
                 let place = first + at;
-                Err(KernelError::Index {
-                    argument: "seqs.blocks",
-                    place,
-                    index: self.blocks[place].into(),
-                    limit,
-                })
+                Err(KernelError::Index { argument: "seqs.blocks", place, index: self.blocks[place].into(), limit })
             }
         }
     }
@@ -175,11 +153,7 @@ fn check_spans(seqs: &[SeqSpan<'_>], rows: usize) -> Result<(), KernelError> {
     let mut end = 0;
     for (index, seq) in seqs.iter().enumerate() {
         if seq.first_row < end {
-            return Err(KernelError::Overlap {
-                argument: "seqs",
-                first: index - 1,
-                second: index,
-            });
+            return Err(KernelError::Overlap { argument: "seqs", first: index - 1, second: index });
         }
         end = seq.first_row.saturating_add(seq.rows);
         super::error::check_len("q", end, rows)?;
@@ -208,11 +182,7 @@ impl AttentionParams<'_> {
     fn check(&self, shape: &KvShape) -> Result<(), KernelError> {
         let option = |argument, got: String, why| Err(KernelError::Option { argument, got, why });
         if self.heads == 0 || !self.heads.is_multiple_of(shape.kv_heads) {
-            return option(
-                "params.heads",
-                self.heads.to_string(),
-                "must be a positive multiple of kv_heads",
-            );
+            return option("params.heads", self.heads.to_string(), "must be a positive multiple of kv_heads");
         }
         if self.window == Some(0) {
             return option("params.window", "0".into(), "must be at least 1");
@@ -220,25 +190,16 @@ impl AttentionParams<'_> {
         if let Some(cap) = self.softcap
             && !(cap > 0.0 && cap.is_finite())
         {
-            return option(
-                "params.softcap",
-                cap.to_string(),
-                "must be positive and finite",
-            );
+            return option("params.softcap", cap.to_string(), "must be positive and finite");
         }
-        self.sinks.map_or(Ok(()), |x| {
-            check_eq("params.sinks", "length", self.heads, x.len())
-        })?;
-        self.alibi_slopes.map_or(Ok(()), |x| {
-            check_eq("params.alibi_slopes", "length", self.heads, x.len())
-        })
+        self.sinks.map_or(Ok(()), |x| check_eq("params.sinks", "length", self.heads, x.len()))?;
+        self.alibi_slopes.map_or(Ok(()), |x| check_eq("params.alibi_slopes", "length", self.heads, x.len()))
     }
 
     /// The first position that a query at `position` sees.
     #[inline(always)]
     fn first_seen(&self, position: usize) -> usize {
-        self.window
-            .map_or(0, |window| (position + 1).saturating_sub(window))
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
@@ -263,56 +224,20 @@ pub fn attention(
     }
     let out = out.share();
     match (cache.k, cache.v) {
-        (KvRef::F32(k), KvRef::F32(v)) => spread(
-            cpu,
-            seqs,
-            Work {
-                params,
-                shape,
-                q,
-                k,
-                v,
-                out,
-            },
-        ),
-        (KvRef::Bf16(k), KvRef::Bf16(v)) => spread(
-            cpu,
-            seqs,
-            Work {
-                params,
-                shape,
-                q,
-                k,
-                v,
-                out,
-            },
-        ),
+        (KvRef::F32(k), KvRef::F32(v)) => spread(cpu, seqs, Work { params, shape, q, k, v, out }),
+        (KvRef::Bf16(k), KvRef::Bf16(v)) => spread(cpu, seqs, Work { params, shape, q, k, v, out }),
         _ => {
             let why = "K and V have the same dtype";
-            return Err(KernelError::Dtype {
-                argument: "cache.v",
-                got: "another dtype than cache.k",
-                why,
-            });
+            return Err(KernelError::Dtype { argument: "cache.v", got: "another dtype than cache.k", why });
         }
     }
     Ok(())
 }
 
 /// Deals the tasks out to the threads, in turn: for each sequence and kv head, tiles of rows.
-fn spread<E: kernel::Element>(cpu: &Cpu, seqs: &[SeqSpan<'_>], work: Work<'_, E>) {
+fn spread<E: simd::Element>(cpu: &Cpu, seqs: &[SeqSpan<'_>], work: Work<'_, E>) {
     let isa = cpu.isa();
-    cpu.pool().run(&|part, parts| {
-        simd::dispatch(
-            isa,
-            Share {
-                work: &work,
-                seqs,
-                part,
-                parts,
-            },
-        )
-    });
+    cpu.pool().run(&|part, parts| simd::dispatch(isa, Share { work: &work, seqs, part, parts }));
 }
 
 /// One thread's tasks.
@@ -323,7 +248,7 @@ struct Share<'w, E> {
     parts: usize,
 }
 
-impl<E: kernel::Element> Kernel for Share<'_, E> {
+impl<E: simd::Element> Kernel for Share<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let group = self.work.params.heads / self.work.shape.kv_heads;
@@ -337,17 +262,7 @@ impl<E: kernel::Element> Kernel for Share<'_, E> {
                         for head in (0..group).step_by(QUERIES) {
                             let heads = QUERIES.min(group - head);
                             let head = kv_head * group + head;
-                            self.work.task(
-                                s,
-                                &Task {
-                                    seq,
-                                    kv_head,
-                                    head,
-                                    heads,
-                                    first,
-                                    rows,
-                                },
-                            );
+                            self.work.task(s, &Task { seq, kv_head, head, heads, first, rows });
                         }
                     }
                     turn = if turn + 1 == self.parts { 0 } else { turn + 1 };

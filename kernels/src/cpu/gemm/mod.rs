@@ -32,11 +32,7 @@ pub enum Compute {
 impl Compute {
     /// The fast choice that does not lose more than the weights' own dtype: bf16 for bf16 weights, else f32.
     pub fn best_for(dtype: WeightDtype) -> Self {
-        if dtype == WeightDtype::Bf16 {
-            Compute::Bf16
-        } else {
-            Compute::F32
-        }
+        if dtype == WeightDtype::Bf16 { Compute::Bf16 } else { Compute::F32 }
     }
 }
 
@@ -97,16 +93,7 @@ pub fn linear(
 
     let panels = m.div_ceil(panel);
     let one = |part, parts| {
-        simd::dispatch(
-            isa,
-            pack::Pack {
-                x,
-                form,
-                panel,
-                panels: split(panels, part, parts),
-                to: packed,
-            },
-        );
+        simd::dispatch(isa, pack::Pack { x, form, panel, panels: split(panels, part, parts), to: packed });
     };
     if m * k < PACK_IN_PARALLEL {
         one(0, 1)
@@ -114,20 +101,10 @@ pub fn linear(
         cpu.pool().run(&one)
     }
 
-    let target = Target {
-        out: out.share(),
-        epilogue,
-    };
+    let target = Target { out: out.share(), epilogue };
     let units: usize = segments.iter().map(|s| s.n.div_ceil(tile::UNIT)).sum();
     cpu.pool().run(&|part, parts| {
-        let part = Part {
-            packed,
-            m,
-            k,
-            segments,
-            target,
-            units: split(units, part, parts),
-        };
+        let part = Part { packed, m, k, segments, target, units: split(units, part, parts) };
         run_part(isa, form, part);
     });
     Ok(())
@@ -158,57 +135,30 @@ fn check(
     }
     for (index, segment) in segments.iter().enumerate() {
         let elements = segment.n.checked_mul(x.cols).unwrap_or(usize::MAX);
-        check_eq(
-            "segment.weight",
-            "number of elements (n * k)",
-            elements,
-            segment.weight.len(),
-        )?;
+        check_eq("segment.weight", "number of elements (n * k)", elements, segment.weight.len())?;
         if let Some(bias) = segment.bias {
             check_eq("segment.bias", "length", segment.n, bias.len())?;
         }
-        let end = segment
-            .out_offset
-            .checked_add(segment.n)
-            .unwrap_or(usize::MAX);
+        let end = segment.out_offset.checked_add(segment.n).unwrap_or(usize::MAX);
         check_len("out", end, out.cols)?;
         let dtype = segment.weight.dtype();
         if dtype != segments[0].weight.dtype() {
             let why = "all segments of one call have the same dtype";
-            return Err(KernelError::Dtype {
-                argument: "segment.weight",
-                got: dtype.name(),
-                why,
-            });
+            return Err(KernelError::Dtype { argument: "segment.weight", got: dtype.name(), why });
         }
         if compute == Compute::Bf16 && dtype != WeightDtype::Bf16 {
             let why = "Compute::Bf16 needs bf16 weights; use Compute::F32";
-            return Err(KernelError::Dtype {
-                argument: "segment.weight",
-                got: dtype.name(),
-                why,
-            });
+            return Err(KernelError::Dtype { argument: "segment.weight", got: dtype.name(), why });
         }
         if segment.activation.is_some() && !matches!(epilogue, Epilogue::None) {
             let why = "needs Epilogue::None";
-            return Err(KernelError::Option {
-                argument: "segment.activation",
-                got: "another epilogue".into(),
-                why,
-            });
+            return Err(KernelError::Option { argument: "segment.activation", got: "another epilogue".into(), why });
         }
         let clash = |other: &Segment<'_>| {
-            other.n > 0
-                && segment.n > 0
-                && other.out_offset < end
-                && segment.out_offset < other.out_offset + other.n
+            other.n > 0 && segment.n > 0 && other.out_offset < end && segment.out_offset < other.out_offset + other.n
         };
         if let Some(first) = segments[..index].iter().position(clash) {
-            return Err(KernelError::Overlap {
-                argument: "segments",
-                first,
-                second: index,
-            });
+            return Err(KernelError::Overlap { argument: "segments", first, second: index });
         }
     }
     Ok(())
@@ -230,9 +180,7 @@ impl Target<'_> {
             Epilogue::Accumulate => to.iter_mut().zip(sums).for_each(|(to, y)| *to += y),
             Epilogue::Add(other) => {
                 let other = &other.row(row)[column..][..sums.len()];
-                to.iter_mut()
-                    .zip(sums.iter().zip(other))
-                    .for_each(|(to, (y, o))| *to = o + y);
+                to.iter_mut().zip(sums.iter().zip(other)).for_each(|(to, (y, o))| *to = o + y);
             }
         }
     }

@@ -36,29 +36,34 @@ pub(super) struct Part<'a> {
     pub(super) units: Range<usize>,
 }
 
+/// Computes some rows of one weight against some rows of X.
+trait Strip {
+    /// Must be `#[inline(always)]`.
+    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>);
+}
+
 /// Weights widened to f32.
 pub(super) struct Widen<'a>(pub(super) Part<'a>);
 
 impl Kernel for Widen<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.0.walk(s, |part, segment, rows, block| {
-            // SAFETY: the slices have n * k elements (checked), `rows` is a range of segment rows and `block` of rows of
-            // X; this thread alone writes these outputs.
-            unsafe {
-                match segment.weight {
-                    WeightRef::F32(w) => {
-                        part.strip(Wide::<S, f32>(s, PhantomData), w, segment, rows, block)
-                    }
-                    WeightRef::F16(w) => {
-                        part.strip(Wide::<S, f16>(s, PhantomData), w, segment, rows, block)
-                    }
-                    WeightRef::Bf16(w) => {
-                        part.strip(Wide::<S, bf16>(s, PhantomData), w, segment, rows, block)
-                    }
-                }
+        self.0.walk(s, &self);
+    }
+}
+
+impl Strip for Widen<'_> {
+    #[inline(always)]
+    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
+        // SAFETY: the slices have n * k elements (checked), `columns` is a range of segment rows and `block` of rows of
+        // X; this thread alone writes these outputs.
+        unsafe {
+            match segment.weight {
+                WeightRef::F32(w) => self.0.strip(Wide::<S, f32>(s, PhantomData), w, segment, columns, block),
+                WeightRef::F16(w) => self.0.strip(Wide::<S, f16>(s, PhantomData), w, segment, columns, block),
+                WeightRef::Bf16(w) => self.0.strip(Wide::<S, bf16>(s, PhantomData), w, segment, columns, block),
             }
-        });
+        }
     }
 }
 
@@ -70,21 +75,27 @@ pub(super) struct Dot<'a>(pub(super) Part<'a>);
 impl Kernel for Dot<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.0.walk(s, &self);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Strip for Dot<'_> {
+    #[inline(always)]
+    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
         // SAFETY: this kernel is run through `avx512::run` only, whose caller vouches for the processor.
         let step = super::step::Pairs(unsafe { simd::avx512::Avx512::assume() });
-        self.0.walk(s, |part, segment, rows, block| {
-            if let WeightRef::Bf16(w) = segment.weight {
-                // SAFETY: as in `Widen`.
-                unsafe { part.strip(step, w, segment, rows, block) }
-            }
-        });
+        if let WeightRef::Bf16(w) = segment.weight {
+            // SAFETY: as in `Widen`.
+            unsafe { self.0.strip(step, w, segment, columns, block) }
+        }
     }
 }
 
 impl Part<'_> {
     /// Calls `strip` for every segment's part of this thread's units and every block of rows of X; then activates.
     #[inline(always)]
-    fn walk<S: Simd>(&self, s: S, strip: impl Fn(&Self, &Segment<'_>, Range<usize>, Range<usize>)) {
+    fn walk<S: Simd>(&self, s: S, strip: &impl Strip) {
         let panel = S::PANEL;
         let block = pack::block_rows(panel, self.packed.row_bytes);
         for first in (0..self.m).step_by(block) {
@@ -99,7 +110,7 @@ impl Part<'_> {
                 if columns.is_empty() {
                     continue;
                 }
-                strip(self, segment, columns.clone(), rows.clone());
+                strip.strip(s, segment, columns.clone(), rows.clone());
                 let Some(activation) = segment.activation else {
                     continue;
                 };
@@ -107,7 +118,7 @@ impl Part<'_> {
                     let start = segment.out_offset + columns.start;
                     // SAFETY: these outputs are this thread's own, and written already.
                     let y = unsafe { self.target.out.part(row, start, columns.len()) };
-                    super::super::ops::map_in_place(s, y, |x| simd::apply(s, activation, x));
+                    simd::map_in_place(s, y, &simd::Apply { activation });
                 }
             }
         }
@@ -130,20 +141,12 @@ impl Part<'_> {
         let panel = T::S::PANEL;
         let mut column = columns.start;
         while column < columns.end {
-            let width = if columns.end - column >= UNIT {
-                UNIT
-            } else {
-                1
-            };
+            let width = if columns.end - column >= UNIT { UNIT } else { 1 };
             for first in block.clone().step_by(panel) {
                 let rows = panel.min(block.end - first);
                 // SAFETY: `column + width <= n`; the panel's rows are below m.
                 unsafe {
-                    let at = At {
-                        w: w.as_ptr().add(column * self.k),
-                        x: self.packed.panel(first),
-                        k: self.k,
-                    };
+                    let at = At { w: w.as_ptr().add(column * self.k), x: self.packed.panel(first), k: self.k };
                     if width == UNIT {
                         self.tiles::<T, UNIT>(t, at, segment, column, first, rows);
                     } else {
@@ -174,18 +177,10 @@ impl Part<'_> {
             match rows {
                 1 => self.put::<1, N>(tile::<T, 1, N>(t, at), segment, column, first),
                 2 => self.put::<2, N>(tile::<T, 2, N>(t, at), segment, column, first),
-                3 if T::S::PANEL >= 3 => {
-                    self.put::<3, N>(tile::<T, 3, N>(t, at), segment, column, first)
-                }
-                4 if T::S::PANEL >= 4 => {
-                    self.put::<4, N>(tile::<T, 4, N>(t, at), segment, column, first)
-                }
-                5 if T::S::PANEL >= 5 => {
-                    self.put::<5, N>(tile::<T, 5, N>(t, at), segment, column, first)
-                }
-                6 if T::S::PANEL >= 6 => {
-                    self.put::<6, N>(tile::<T, 6, N>(t, at), segment, column, first)
-                }
+                3 if T::S::PANEL >= 3 => self.put::<3, N>(tile::<T, 3, N>(t, at), segment, column, first),
+                4 if T::S::PANEL >= 4 => self.put::<4, N>(tile::<T, 4, N>(t, at), segment, column, first),
+                5 if T::S::PANEL >= 5 => self.put::<5, N>(tile::<T, 5, N>(t, at), segment, column, first),
+                6 if T::S::PANEL >= 6 => self.put::<6, N>(tile::<T, 6, N>(t, at), segment, column, first),
                 _ => {}
             }
         }
@@ -203,16 +198,10 @@ impl Part<'_> {
     ) {
         for i in 0..M {
             if let Some(bias) = segment.bias {
-                sums[i]
-                    .iter_mut()
-                    .zip(&bias[column..])
-                    .for_each(|(y, b)| *y += b);
+                sums[i].iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
             }
             // SAFETY: passed on.
-            unsafe {
-                self.target
-                    .put(first + i, segment.out_offset + column, &sums[i])
-            }
+            unsafe { self.target.put(first + i, segment.out_offset + column, &sums[i]) }
         }
     }
 }
@@ -253,8 +242,7 @@ unsafe fn tile<T: Step, const M: usize, const N: usize>(t: T, at: At<T>) -> [[f3
         // SAFETY: `tail` elements remain in every row; the panel is padded to whole steps.
         unsafe {
             for j in 0..N {
-                w.add(j * k + steps * T::K)
-                    .copy_to_nonoverlapping(padded[j].as_mut_ptr(), tail);
+                w.add(j * k + steps * T::K).copy_to_nonoverlapping(padded[j].as_mut_ptr(), tail);
             }
             let mut rows = [padded[0].as_ptr(); N];
             for j in 1..N {

@@ -1,31 +1,11 @@
 //! Elementwise functions of one or two inputs.
 
 use super::super::operands::SharedRows;
-use super::super::simd::{self, Activation, Simd};
+use super::super::simd::{self, Activation, Apply, Function, Simd, function};
 use super::super::{Cpu, KernelError, Rows, RowsMut};
 use super::{ByRow, by_row};
 
-/// `x[i] = f(x[i])`.
-#[inline(always)]
-pub(in super::super) fn map_in_place<S: Simd>(s: S, x: &mut [f32], f: impl Fn(S::V) -> S::V) {
-    let mut chunks = x.chunks_exact_mut(S::L);
-    for chunk in &mut chunks {
-        s.to(chunk, f(s.of(chunk)));
-    }
-    let tail = chunks.into_remainder();
-    if !tail.is_empty() {
-        s.to_part(tail, f(s.of_part(tail)));
-    }
-}
-
-/// A function of one element (`UNARY`) or two.
-trait Function: Sync {
-    const UNARY: bool;
-    /// Must be `#[inline(always)]`.
-    fn call<S: Simd>(&self, s: S, a: S::V, b: S::V) -> S::V;
-}
-
-/// `out = f(a, b)`; without `a`, in place: `out = f(out, b)`. A function of one element leaves `b` alone.
+/// `out = f(a, b)`; without `a`, in place: `out = f(out, b)`. Without `b`, that is `a` too.
 struct Map<'a, F> {
     f: F,
     a: Option<Rows<'a>>,
@@ -47,12 +27,8 @@ impl<F: Function> ByRow for Map<'_, F> {
                 Some(a) => s.of(&a[i..]),
                 None => s.of(&out[i..]),
             };
-            let y = if F::UNARY {
-                x
-            } else {
-                b.map_or(x, |b| s.of(&b[i..]))
-            };
-            s.to(&mut out[i..], self.f.call(s, x, y));
+            let y = if let Some(b) = b { s.of(&b[i..]) } else { x };
+            s.to(&mut out[i..], self.f.call(s, x, y, x));
             i += S::L;
         }
         if i < n {
@@ -60,12 +36,8 @@ impl<F: Function> ByRow for Map<'_, F> {
                 Some(a) => s.of_part(&a[i..]),
                 None => s.of_part(&out[i..]),
             };
-            let y = if F::UNARY {
-                x
-            } else {
-                b.map_or(x, |b| s.of_part(&b[i..]))
-            };
-            s.to_part(&mut out[i..], self.f.call(s, x, y));
+            let y = if let Some(b) = b { s.of_part(&b[i..]) } else { x };
+            s.to_part(&mut out[i..], self.f.call(s, x, y, x));
         }
     }
 }
@@ -83,53 +55,15 @@ fn map<F: Function>(
         operand.check_shape(name, out.rows, out.cols)?;
     }
     let (rows, cols) = (out.rows, out.cols);
-    by_row(
-        cpu,
-        rows,
-        cols,
-        &Map {
-            f,
-            a: a.map(|a| a.1),
-            b: b.map(|b| b.1),
-            out: out.share(),
-        },
-    );
+    by_row(cpu, rows, cols, &Map { f, a: a.map(|a| a.1), b: b.map(|b| b.1), out: out.share() });
     Ok(())
 }
 
-macro_rules! function {
-    ($(#[$doc:meta])* $name:ident {$($field:ident: $type:ty)?}, $unary:literal, |$self:ident, $s:ident, $a:ident, $b:ident| $body:expr) => {
-        $(#[$doc])*
-        struct $name { $($field: $type)? }
-        impl Function for $name {
-            const UNARY: bool = $unary;
-            #[inline(always)]
-            fn call<S: Simd>(&$self, $s: S, $a: S::V, $b: S::V) -> S::V {
-                $body
-            }
-        }
-    };
-}
-
-function!(
-    Apply {
-        activation: Activation
-    },
-    true,
-    |self, s, a, _b| simd::apply(s, self.activation, a)
-);
-function!(
-    Gate {
-        activation: Activation
-    },
-    false,
-    |self, s, a, b| s.mul(simd::apply(s, self.activation, a), b)
-);
-function!(Add {}, false, |self, s, a, b| s.add(a, b));
-function!(Mul {}, false, |self, s, a, b| s.mul(a, b));
-function!(Scale { factor: f32 }, true, |self, s, a, _b| s
-    .mul(a, s.splat(self.factor)));
-function!(Softcap { cap: f32 }, true, |self, s, a, _b| {
+function!(Gate { activation: Activation }, |self, s, a, b, _c| s.mul(simd::apply(s, self.activation, a), b));
+function!(Add {}, |self, s, a, b, _c| s.add(a, b));
+function!(Mul {}, |self, s, a, b, _c| s.mul(a, b));
+function!(pub(super) Scale { factor: f32 }, |self, s, a, _b, _c| s.mul(a, s.splat(self.factor)));
+function!(Softcap { cap: f32 }, |self, s, a, _b, _c| {
     let cap = s.splat(self.cap);
     s.mul(cap, simd::tanh(s, s.div(a, cap)))
 });
@@ -140,12 +74,7 @@ pub fn activate(cpu: &Cpu, activation: Activation, x: RowsMut<'_>) -> Result<(),
 }
 
 /// `out = act(x)`
-pub fn activate_to(
-    cpu: &Cpu,
-    activation: Activation,
-    x: Rows<'_>,
-    out: RowsMut<'_>,
-) -> Result<(), KernelError> {
+pub fn activate_to(cpu: &Cpu, activation: Activation, x: Rows<'_>, out: RowsMut<'_>) -> Result<(), KernelError> {
     map(cpu, Apply { activation }, Some(("x", x)), None, "out", out)
 }
 
@@ -157,14 +86,7 @@ pub fn gated(
     up: Rows<'_>,
     out: RowsMut<'_>,
 ) -> Result<(), KernelError> {
-    map(
-        cpu,
-        Gate { activation },
-        Some(("gate", gate)),
-        Some(("up", up)),
-        "out",
-        out,
-    )
+    map(cpu, Gate { activation }, Some(("gate", gate)), Some(("up", up)), "out", out)
 }
 
 /// `out = a + b`
@@ -191,11 +113,7 @@ pub fn scale(cpu: &Cpu, factor: f32, x: RowsMut<'_>) -> Result<(), KernelError> 
 pub fn softcap(cpu: &Cpu, cap: f32, x: RowsMut<'_>) -> Result<(), KernelError> {
     if !(cap > 0.0 && cap.is_finite()) {
         let why = "must be positive and finite";
-        return Err(KernelError::Option {
-            argument: "cap",
-            got: cap.to_string(),
-            why,
-        });
+        return Err(KernelError::Option { argument: "cap", got: cap.to_string(), why });
     }
     map(cpu, Softcap { cap }, None, None, "x", x)
 }

@@ -9,12 +9,8 @@ mod rope;
 
 pub use elementwise::{activate, activate_to, add, add_assign, gated, mul, scale, softcap};
 pub use lookup::{argmax, embed, gather_rows, softmax};
-pub use norm::{
-    LayerNorm, RmsNorm, add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_heads,
-};
+pub use norm::{LayerNorm, RmsNorm, add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_heads};
 pub use rope::{Rope, RopeStyle, rope, rope_to};
-
-pub(super) use elementwise::map_in_place;
 
 use super::simd::{self, Kernel, Simd};
 use super::{Cpu, split};
@@ -31,20 +27,8 @@ trait ByRow: Sync {
 /// Runs `work` for every row; `cols` says how much a row is.
 fn by_row<W: ByRow>(cpu: &Cpu, rows: usize, cols: usize, work: &W) {
     let isa = cpu.isa();
-    let part = |part, parts| {
-        simd::dispatch(
-            isa,
-            Rowwise {
-                work,
-                rows: split(rows, part, parts),
-            },
-        )
-    };
-    if rows < 2 || rows.saturating_mul(cols) < PARALLEL {
-        part(0, 1)
-    } else {
-        cpu.pool().run(&part)
-    }
+    let part = |part, parts| simd::dispatch(isa, Rowwise { work, rows: split(rows, part, parts) });
+    if rows < 2 || rows.saturating_mul(cols) < PARALLEL { part(0, 1) } else { cpu.pool().run(&part) }
 }
 
 struct Rowwise<'w, W> {

@@ -33,40 +33,16 @@ pub struct Rope<'a> {
 
 impl Rope<'_> {
     fn check(&self, rows: usize, cols: usize) -> Result<(), KernelError> {
-        let option = |argument, got: usize, why| {
-            Err(KernelError::Option {
-                argument,
-                got: got.to_string(),
-                why,
-            })
-        };
+        let option = |argument, got: usize, why| Err(KernelError::Option { argument, got: got.to_string(), why });
         if self.head_dim == 0 || !cols.is_multiple_of(self.head_dim) {
-            return option(
-                "rope.head_dim",
-                self.head_dim,
-                "must divide the columns of x",
-            );
+            return option("rope.head_dim", self.head_dim, "must divide the columns of x");
         }
         if self.rotary_dims % 2 != 0 || self.rotary_dims > self.head_dim {
-            return option(
-                "rope.rotary_dims",
-                self.rotary_dims,
-                "must be even and at most head_dim",
-            );
+            return option("rope.rotary_dims", self.rotary_dims, "must be even and at most head_dim");
         }
         let table = rows.saturating_mul(self.rotary_dims / 2);
-        check_eq(
-            "rope.cos",
-            "length (rows * rotary_dims / 2)",
-            table,
-            self.cos.len(),
-        )?;
-        check_eq(
-            "rope.sin",
-            "length (rows * rotary_dims / 2)",
-            table,
-            self.sin.len(),
-        )
+        check_eq("rope.cos", "length (rows * rotary_dims / 2)", table, self.cos.len())?;
+        check_eq("rope.sin", "length (rows * rotary_dims / 2)", table, self.sin.len())
     }
 
     /// Rotates one head in place.
@@ -79,13 +55,7 @@ impl Rope<'_> {
                 let high = &mut rest[..half];
                 let mut i = 0;
                 while i + S::L <= half {
-                    let (a, b) = rotate(
-                        s,
-                        s.of(&low[i..]),
-                        s.of(&high[i..]),
-                        s.of(&cos[i..]),
-                        s.of(&sin[i..]),
-                    );
+                    let (a, b) = rotate(s, s.of(&low[i..]), s.of(&high[i..]), s.of(&cos[i..]), s.of(&sin[i..]));
                     s.to(&mut low[i..], a);
                     s.to(&mut high[i..], b);
                     i += S::L;
@@ -111,10 +81,7 @@ impl Rope<'_> {
 /// (a cos - b sin, b cos + a sin)
 #[inline(always)]
 fn rotate<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
-    (
-        s.sub(s.mul(a, cos), s.mul(b, sin)),
-        s.add(s.mul(b, cos), s.mul(a, sin)),
-    )
+    (s.sub(s.mul(a, cos), s.mul(b, sin)), s.add(s.mul(b, cos), s.mul(a, sin)))
 }
 
 struct Rotate<'a> {
@@ -133,10 +100,7 @@ impl ByRow for Rotate<'_> {
             out.copy_from_slice(x.row(row));
         }
         let half = self.rope.rotary_dims / 2;
-        let (cos, sin) = (
-            &self.rope.cos[row * half..][..half],
-            &self.rope.sin[row * half..][..half],
-        );
+        let (cos, sin) = (&self.rope.cos[row * half..][..half], &self.rope.sin[row * half..][..half]);
         for head in out.chunks_exact_mut(self.rope.head_dim) {
             self.rope.head(s, head, cos, sin);
         }
@@ -148,38 +112,15 @@ pub fn rope(cpu: &Cpu, mut x: RowsMut<'_>, rope: &Rope<'_>) -> Result<(), Kernel
     x.check("x")?;
     rope.check(x.rows, x.cols)?;
     let (rows, cols) = (x.rows, x.cols);
-    by_row(
-        cpu,
-        rows,
-        cols,
-        &Rotate {
-            rope,
-            x: None,
-            out: x.share(),
-        },
-    );
+    by_row(cpu, rows, cols, &Rotate { rope, x: None, out: x.share() });
     Ok(())
 }
 
 /// As [`rope`], from `x` to `out`.
-pub fn rope_to(
-    cpu: &Cpu,
-    x: Rows<'_>,
-    rope: &Rope<'_>,
-    mut out: RowsMut<'_>,
-) -> Result<(), KernelError> {
+pub fn rope_to(cpu: &Cpu, x: Rows<'_>, rope: &Rope<'_>, mut out: RowsMut<'_>) -> Result<(), KernelError> {
     x.check("x")?;
     out.check_shape("out", x.rows, x.cols)?;
     rope.check(x.rows, x.cols)?;
-    by_row(
-        cpu,
-        x.rows,
-        x.cols,
-        &Rotate {
-            rope,
-            x: Some(x),
-            out: out.share(),
-        },
-    );
+    by_row(cpu, x.rows, x.cols, &Rotate { rope, x: Some(x), out: out.share() });
     Ok(())
 }

@@ -141,28 +141,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn hsum4(self, v: [__m256; 4]) -> [f32; 4] {
         unsafe {
-            let a = _mm_add_ps(
-                _mm256_castps256_ps128(v[0]),
-                _mm256_extractf128_ps::<1>(v[0]),
-            );
-            let b = _mm_add_ps(
-                _mm256_castps256_ps128(v[1]),
-                _mm256_extractf128_ps::<1>(v[1]),
-            );
-            let c = _mm_add_ps(
-                _mm256_castps256_ps128(v[2]),
-                _mm256_extractf128_ps::<1>(v[2]),
-            );
-            let d = _mm_add_ps(
-                _mm256_castps256_ps128(v[3]),
-                _mm256_extractf128_ps::<1>(v[3]),
-            );
+            let a = _mm_add_ps(_mm256_castps256_ps128(v[0]), _mm256_extractf128_ps::<1>(v[0]));
+            let b = _mm_add_ps(_mm256_castps256_ps128(v[1]), _mm256_extractf128_ps::<1>(v[1]));
+            let c = _mm_add_ps(_mm256_castps256_ps128(v[2]), _mm256_extractf128_ps::<1>(v[2]));
+            let d = _mm_add_ps(_mm256_castps256_ps128(v[3]), _mm256_extractf128_ps::<1>(v[3]));
             let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
             let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
-            let sum = _mm_add_ps(
-                _mm_shuffle_ps::<0x88>(ab, cd),
-                _mm_shuffle_ps::<0xdd>(ab, cd),
-            );
+            let sum = _mm_add_ps(_mm_shuffle_ps::<0x88>(ab, cd), _mm_shuffle_ps::<0xdd>(ab, cd));
             let mut out = [0.0; 4];
             _mm_storeu_ps(out.as_mut_ptr(), sum);
             out

@@ -18,9 +18,7 @@ pub(crate) struct Avx512(());
 /// # Safety
 /// The processor has these features.
 // The whole set is listed: with fewer, LLVM spills accumulators of the matrix kernels to the stack.
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512bf16,fma,avx2,bmi2,f16c"
-)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512bf16,fma,avx2,bmi2,f16c")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
     kernel.run(Avx512(()));
 }
@@ -150,26 +148,14 @@ impl Simd for Avx512 {
     fn hsum4(self, v: [__m512; 4]) -> [f32; 4] {
         unsafe {
             // 128-bit lanes: first those two apart, then neighbours; then inside.
-            let ab = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x44>(v[0], v[1]),
-                _mm512_shuffle_f32x4::<0xee>(v[0], v[1]),
-            );
-            let cd = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x44>(v[2], v[3]),
-                _mm512_shuffle_f32x4::<0xee>(v[2], v[3]),
-            );
-            let s = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(ab, cd),
-                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
-            );
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(v[0], v[1]), _mm512_shuffle_f32x4::<0xee>(v[0], v[1]));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(v[2], v[3]), _mm512_shuffle_f32x4::<0xee>(v[2], v[3]));
+            let s = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
             let s = _mm512_add_ps(s, _mm512_permute_ps::<0x4e>(s));
             let s = _mm512_add_ps(s, _mm512_permute_ps::<0xb1>(s));
             let at = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
             let mut out = [0.0; 4];
-            _mm_storeu_ps(
-                out.as_mut_ptr(),
-                _mm512_castps512_ps128(_mm512_permutexvar_ps(at, s)),
-            );
+            _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(at, s)));
             out
         }
     }

@@ -1,7 +1,7 @@
 //! exp, tanh, erf and the activations, on vectors. Branch-free, so a lane's result depends on its input alone: the same
 //! in a full vector and in a tail. Errors are within about 2 units in the last place of f32.
 
-use super::Simd;
+use super::{Simd, function};
 
 /// An elementwise function between layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,18 +49,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let n = s.round(s.mul(clamped, s.splat(std::f32::consts::LOG2_E)));
     let r = s.fma(n, s.splat(-0.693_359_375), clamped);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
-    let p = poly(
-        s,
-        r,
-        &[
-            1.987_569_1e-4,
-            1.398_199_9e-3,
-            8.333_452e-3,
-            4.166_579_5e-2,
-            1.666_666_5e-1,
-            0.5,
-        ],
-    );
+    let p = poly(s, r, &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_5e-2, 1.666_666_5e-1, 0.5]);
     let one = s.splat(1.0);
     let e = s.add(s.fma(p, s.mul(r, r), r), one);
     // In two steps, so that neither factor overflows or is denormal (n is between -217 and 188).
@@ -81,17 +70,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     let one = s.splat(1.0);
     let magnitude = s.abs(x);
     let square = s.mul(x, x);
-    let p = poly(
-        s,
-        square,
-        &[
-            -5.704_988_7e-3,
-            2.063_903_6e-2,
-            -5.373_971_6e-2,
-            1.333_144_2e-1,
-            -3.333_328e-1,
-        ],
-    );
+    let p = poly(s, square, &[-5.704_988_7e-3, 2.063_903_6e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
     let small = s.fma(s.mul(p, square), x, x);
     let e = exp(s, s.add(magnitude, magnitude));
     let large = s.copysign(s.sub(one, s.div(s.splat(2.0), s.add(e, one))), x);
@@ -115,14 +94,7 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
     let p = poly(
         s,
         square,
-        &[
-            -5.967_617e-4,
-            4.991_194_2e-3,
-            -2.676_813_5e-2,
-            1.128_199_25e-1,
-            -3.761_253_4e-1,
-            1.283_791_7e-1,
-        ],
+        &[-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1],
     );
     let small = s.fma(p, x, x);
     s.if_gt(s.abs(x), s.splat(0.927_734_4), large, small)
@@ -139,17 +111,7 @@ fn softplus<S: Simd>(s: S, x: S::V) -> S::V {
     let p = poly(
         s,
         square,
-        &[
-            1.0 / 17.0,
-            1.0 / 15.0,
-            1.0 / 13.0,
-            1.0 / 11.0,
-            1.0 / 9.0,
-            1.0 / 7.0,
-            1.0 / 5.0,
-            1.0 / 3.0,
-            1.0,
-        ],
+        &[1.0 / 17.0, 1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0],
     );
     let positive = s.if_gt(x, zero, x, zero);
     s.fma(s.add(q, q), p, positive)
@@ -184,3 +146,9 @@ pub(crate) fn apply<S: Simd>(s: S, activation: Activation, x: S::V) -> S::V {
         Activation::Softplus => softplus(s, x),
     }
 }
+
+function!(
+    /// An activation as a function.
+    pub(crate) Apply { activation: Activation },
+    |self, s, a, _b, _c| apply(s, self.activation, a)
+);

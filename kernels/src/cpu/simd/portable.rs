@@ -21,11 +21,7 @@ fn map2(a: V8, b: V8, f: impl Fn(f32, f32) -> f32) -> V8 {
 /// Where the baseline has no fused instruction, the fused function would be a slow library call.
 #[inline(always)]
 fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
-        a.mul_add(b, c)
-    } else {
-        a * b + c
-    }
+    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// 1.5 * 2^23: adding it to a small float leaves the nearest integer in the low bits.
@@ -48,9 +44,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_part(self, p: *const f32, n: usize) -> V8 {
         // SAFETY: the caller vouches for `n` elements.
-        V8(std::array::from_fn(|i| {
-            if i < n { unsafe { *p.add(i) } } else { 0.0 }
-        }))
+        V8(std::array::from_fn(|i| if i < n { unsafe { *p.add(i) } } else { 0.0 }))
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: V8) {
@@ -121,13 +115,7 @@ impl Simd for Portable {
     #[inline(always)]
     fn round(self, a: V8) -> V8 {
         // From 2^22 on the trick fails, but there the callers' arguments are clamped or their results unused.
-        V8(a.0.map(|x| {
-            if x.abs() < 4_194_304.0 {
-                (x + MAGIC) - MAGIC
-            } else {
-                x
-            }
-        }))
+        V8(a.0.map(|x| if x.abs() < 4_194_304.0 { (x + MAGIC) - MAGIC } else { x }))
     }
     #[inline(always)]
     fn pow2(self, n: V8) -> V8 {
@@ -138,19 +126,11 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn if_gt(self, a: V8, b: V8, yes: V8, no: V8) -> V8 {
-        V8(std::array::from_fn(|i| {
-            if a.0[i] > b.0[i] { yes.0[i] } else { no.0[i] }
-        }))
+        V8(std::array::from_fn(|i| if a.0[i] > b.0[i] { yes.0[i] } else { no.0[i] }))
     }
     #[inline(always)]
     fn keep(self, a: V8, from: usize, to: usize, b: V8) -> V8 {
-        V8(std::array::from_fn(|i| {
-            if (from..to).contains(&i) {
-                a.0[i]
-            } else {
-                b.0[i]
-            }
-        }))
+        V8(std::array::from_fn(|i| if (from..to).contains(&i) { a.0[i] } else { b.0[i] }))
     }
     #[inline(always)]
     fn hsum4(self, v: [V8; 4]) -> [f32; 4] {
@@ -161,7 +141,6 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn hmax(self, v: V8) -> f32 {
-        v.0.into_iter()
-            .fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+        v.0.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
 }
