@@ -3,6 +3,8 @@
 //! For each tile of 64 positions: scores of up to four queries at a time, the online softmax of each query, then the
 //! weighted sum of values, which lives in the output row itself.
 
+use std::ops::Range;
+
 use super::super::Rows;
 use super::super::operands::SharedRows;
 use super::super::simd::{self, Element, Simd, function, map_in_place};
@@ -90,8 +92,8 @@ impl<E: Element> Work<'_, E> {
             let blocks = (from.max(base) - base) / BLOCK..(to.min(base + TILE) - base).div_ceil(BLOCK);
             let ids = &task.seq.blocks[base / BLOCK..];
             for first in (0..queries).step_by(4) {
-                let count = (queries - first).min(4);
-                self.score(s, task, &mut state, first, count, ids, blocks.clone());
+                let some = first..queries.min(first + 4);
+                self.score(s, task, &mut state, some, ids, blocks.clone());
             }
             for query in 0..queries {
                 let position = task.position(query);
@@ -144,25 +146,24 @@ impl<E: Element> Work<'_, E> {
         s: S,
         task: &Task<'_>,
         state: &mut State,
-        first: usize,
-        count: usize,
+        queries: Range<usize>,
         ids: &[u32],
-        blocks: std::ops::Range<usize>,
+        blocks: Range<usize>,
     ) {
         let dim = self.shape.head_dim;
         let mut q = [self.q.data.as_ptr(); 4];
-        for i in 0..count {
-            let (row, head) = task.place(first + i);
+        for (i, query) in queries.clone().enumerate() {
+            let (row, head) = task.place(query);
             q[i] = self.q.row(row)[head * dim..][..dim].as_ptr();
         }
         let key = |block: usize| -> *const E {
             let at = ids[block] as usize * self.shape.k_block() + task.kv_head * dim * BLOCK;
             self.k[at..][..dim * BLOCK].as_ptr()
         };
-        let to = &mut state.scores[first..first + count];
+        let to = &mut state.scores[queries];
         let mut block = blocks.start;
         while block < blocks.end {
-            // SAFETY: q points to `dim` elements for `count` queries, `keys` to `dim * 16` each.
+            // SAFETY: q points to `dim` elements for each query, `keys` to `dim * 16` each.
             unsafe {
                 if S::L == 16 && blocks.end - block == 4 {
                     let keys = [key(block), key(block + 1), key(block + 2), key(block + 3)];

@@ -3,7 +3,9 @@
 //! The cache of one layer is one slice for K and one for V, in blocks of 16 positions. The layout inside a block is the
 //! kernels' own (K is transposed, so that 16 keys are scored without horizontal sums):
 //!
-//!     K [blocks][kv_heads][head_dim][16]        V [blocks][kv_heads][16][value_dim]
+//! ```text
+//! K [blocks][kv_heads][head_dim][16]        V [blocks][kv_heads][16][value_dim]
+//! ```
 //!
 //! Checks and the split over threads are here; `kernel` computes, `cache` writes. Batch invariance: keys are taken in
 //! tiles of 64 positions that begin at absolute multiples of 64, with an online softmax from tile to tile; a masked key

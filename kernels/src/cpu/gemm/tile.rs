@@ -15,6 +15,9 @@ use super::{Epilogue, Segment};
 /// Rows of W in a tile: what threads share out.
 pub(super) const UNIT: usize = 4;
 
+/// Up to this many rows of X the kernels prefetch W.
+const PREFETCH_ROWS: usize = 2;
+
 /// How much packed X is kept in the L2 cache while W streams by.
 pub(super) const BLOCK_BYTES: usize = 512 * 1024;
 
@@ -231,6 +234,12 @@ unsafe fn tile<T: Step, const M: usize, const N: usize>(t: T, at: At<T>) -> [[f3
             let mut rows = [w.add(step * T::K); N];
             for j in 1..N {
                 rows[j] = rows[0].add(j * k);
+            }
+            if M <= PREFETCH_ROWS {
+                // With few rows of X the memory is the limit: ask for what the next tile will read here.
+                for j in 0..N {
+                    s.prefetch(rows[j].wrapping_add(N * k));
+                }
             }
             accumulate::<T, M, N>(t, &mut sums, x.add(step * M * T::K), rows);
         }

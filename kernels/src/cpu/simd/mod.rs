@@ -56,6 +56,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `2 L` elements are readable.
     unsafe fn load_bf16_alternate<const ODD: bool>(self, p: *const bf16) -> Self::V;
 
+    /// Asks for the cache line at `p`, which may be any address.
+    fn prefetch<T>(self, p: *const T);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
