@@ -2,7 +2,7 @@
 """Train the built-in demo model of `host` from nothing, on a CPU.
 
     pip install torch tokenizers safetensors
-    python host/demo/train.py                 # about 25 minutes on two CPU cores
+    python host/demo/train.py                 # 25 minutes, on two CPU cores
     python host/demo/train.py --minutes 2     # a quick, bad model, to try a change
     python host/demo/train.py --init host/demo/model --minutes 10    # train on
 
