@@ -2,6 +2,8 @@
 //! each choice, and makes text of their tokens in the reader's own task. Knows no HTTP and schedules
 //! nothing. `server` and `cli` sit on it.
 
+mod checkpoint;
+mod load;
 mod options;
 mod output;
 mod stop;
@@ -12,6 +14,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use checkpoint::Checkpoint;
+pub use load::{Blueprint, DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 pub use output::{Finish, Generation, Output, StopReason};
 
