@@ -57,8 +57,8 @@ class Model:
         a, b, cos, sin = x[..., :h], x[..., h:], self.cos[:t], self.sin[:t]
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
-    def __call__(self, ids):
-        """ids (batch, time) -> logits (batch, time, vocab), float32."""
+    def __call__(self, ids, where=slice(None)):
+        """ids (batch, time) -> float32 logits at the positions `where`, by default (batch, time, vocab)."""
         c, w = self.c, self.w
         b, t = ids.shape
         nh, nkv, d = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
@@ -79,7 +79,7 @@ class Model:
             h = self.norm(x, p + "post_attention_layernorm.weight")
             g = F.silu(h @ w[p + "mlp.gate_proj.weight"].T) * (h @ w[p + "mlp.up_proj.weight"].T)
             x = x + g @ w[p + "mlp.down_proj.weight"].T
-        x = self.norm(x, "model.norm.weight")
+        x = self.norm(x[where], "model.norm.weight")
         return (x @ w["model.embed_tokens.weight"].T).float()
 
     def encode(self, text):
@@ -111,11 +111,15 @@ def exact(model, items):
         part = order[s:s + 64]
         n = max(len(enc[i][0]) + len(enc[i][1]) for i in part)
         x = torch.tensor([(enc[i][0] + enc[i][1] + [0] * n)[:n] for i in part])
-        logits = model(x)
+        where = torch.zeros_like(x, dtype=torch.bool)
         for r, i in enumerate(part):
             p, a = enc[i]
-            l = logits[r, len(p) - 1:len(p) + len(a) - 1]
-            top = l.topk(2, -1)
+            where[r, len(p) - 1:len(p) + len(a) - 1] = True
+        tops, at = model(x, where).topk(2, -1), 0
+        for i in part:
+            a = enc[i][1]
+            top = type(tops)((tops.values[at:at + len(a)], tops.indices[at:at + len(a)]))
+            at += len(a)
             ok[i] = top.indices[:, 0].tolist() == a
             gap[i] = float((top.values[:, 0] - top.values[:, 1]).min())
     return ok, gap
@@ -125,7 +129,7 @@ def show(name, ok):
     print(f"  {name:44} {sum(ok):5} of {len(ok):5}  {100 * sum(ok) / max(1, len(ok)):5.1f} %")
 
 
-def measure(model, corpus, per_topic, verbose):
+def measure(model, corpus, per_topic, sample, verbose):
     rng = random.Random(5)
     chat, plain, held, where = [], [], [], []
     for t in corpus["topics"]:
@@ -134,6 +138,11 @@ def measure(model, corpus, per_topic, verbose):
         plain += [(q, "\n" + t["a"], 0) for q in qs]
         where += [t["file"]] * len(qs)
         held += [(model.chat([("user", q)]), t["a"], 2, t["file"]) for q in t["t"]]
+    if sample and sample < len(chat):
+        keep = sorted(rng.sample(range(len(chat)), sample))
+        chat, plain, where = ([x[i] for i in keep] for x in (chat, plain, where))
+    if sample and sample < len(held):
+        held = rng.sample(held, sample)
     ok, gap = exact(model, chat)
     show("stored questions, chat", ok)
     by = defaultdict(list)
@@ -151,7 +160,7 @@ def measure(model, corpus, per_topic, verbose):
     show("stored questions, chat with a system prompt",
          exact(model, [("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + p, a, e)
                        for p, a, e in chat[::4]])[0])
-    show("stored questions, plain prompt", exact(model, plain)[0])
+    show("stored questions, plain prompt", exact(model, plain[::2])[0])
     ok, _ = exact(model, [h[:3] for h in held])
     show("held-out wordings, chat", ok)
     by = defaultdict(list)
@@ -227,7 +236,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", type=pathlib.Path, default=HERE / "model")
     p.add_argument("--golden", type=pathlib.Path)
-    p.add_argument("--per-topic", type=int, default=12, help="at most so many wordings of each topic")
+    p.add_argument("--per-topic", type=int, default=8, help="at most so many wordings of each topic")
+    p.add_argument("--sample", type=int, default=0, help="a random sample of so many questions (default: all)")
     p.add_argument("--quick", action="store_true", help="float32 only")
     p.add_argument("-v", "--verbose", action="store_true")
     args = p.parse_args()
@@ -254,7 +264,7 @@ def main():
             continue
         t = time.time()
         print(f"bf16 weights, {name} activations: exact greedy answers")
-        measure(model if dt == torch.float32 else Model(args.model, dt), corpus, args.per_topic,
+        measure(model if dt == torch.float32 else Model(args.model, dt), corpus, args.per_topic, args.sample,
                 args.verbose and dt == torch.float32)
         print(f"  ({time.time() - t:.0f} s)")
     for kind, x, n in SAMPLES:

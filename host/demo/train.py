@@ -2,7 +2,7 @@
 """Train the built-in demo model of `host` from nothing, on a CPU.
 
     pip install torch tokenizers safetensors
-    python host/demo/train.py                 # about 25 minutes on two CPU cores
+    python host/demo/train.py                 # 25 minutes, on two CPU cores
     python host/demo/train.py --minutes 2     # a quick, bad model, to try a change
     python host/demo/train.py --init host/demo/model --minutes 10    # train on
 
@@ -237,6 +237,9 @@ class Sampler:
         self.c, self.tok, self.rng, self.max_len = corpus, tok, random.Random(seed), max_len
         self.cache = {}
 
+        key = lambda q: q.lower().strip("?.! ")
+        self.key, self.held = key, {key(q) for t in corpus["topics"] for q in t["t"]}
+
     def enc(self, s):
         if s not in self.cache:
             if len(self.cache) > 200000:
@@ -244,9 +247,18 @@ class Sampler:
             self.cache[s] = self.tok.encode(s, add_special_tokens=False).ids
         return self.cache[s]
 
+    INDIRECT = ["Do you know", "Can you tell me", "Could you tell me", "Can you explain", "Could you explain",
+                "Explain", "Tell me", "I want to know", "I wonder", "Please explain", "Please tell me"]
+
     def vary(self, q):
         """A harmless rewording of a question."""
         r = self.rng
+        m = re.fullmatch(r"(What|Who|Where) (is|are|was|were) ((?:\S+ ){0,3}\S+)\?", q)
+        if m and r.random() < 0.2:  # "What is X?" -> "Can you tell me what X is?"
+            ask = r.choice(self.INDIRECT)
+            new = f"{ask} {m[1].lower()} {m[3]} {m[2]}" + ("?" if ask[:3] in ("Do ", "Can", "Cou") else ".")
+            if self.key(new) not in self.held:
+                q = new
         if r.random() < 0.5:
             return q
         x = r.random()

@@ -9,4 +9,5 @@ pub mod graph;
 pub mod hub;
 pub mod llm;
 pub mod registry;
+pub mod server;
 pub mod text;

@@ -8,7 +8,6 @@
 
 use std::fs::{self, File};
 use std::future::Future;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +16,9 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use hf_hub::{HFClient, HFError, HFRepository, RepoTypeModel};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
+use super::listing::Announced;
+use super::partial::Partial;
 use super::resolve::{INDEX, SINGLE, is_commit, is_plain_name, repo_folder, shards_of_index};
 use super::{HubError, HubOptions};
 
@@ -49,47 +48,13 @@ pub(super) fn download(repo: &str, options: &HubOptions) -> Result<Snapshot, Hub
 }
 
 /// A download under way.
-struct Download {
-    repo: String,
-    options: HubOptions,
-    http: reqwest::Client,
+pub(super) struct Download {
+    pub(super) repo: String,
+    pub(super) options: HubOptions,
+    pub(super) http: reqwest::Client,
     remote: HFRepository<RepoTypeModel>,
     folder: PathBuf,
     bar: ProgressBar,
-}
-
-/// The hub's answer about a revision of a repository, with the fields that are used.
-#[derive(Deserialize)]
-struct Listing {
-    sha: Option<String>,
-    #[serde(default)]
-    siblings: Vec<Listed>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    rfilename: String,
-    size: Option<u64>,
-    #[serde(rename = "blobId")]
-    blob_id: Option<String>,
-    lfs: Option<ListedLfs>,
-}
-
-#[derive(Deserialize)]
-struct ListedLfs {
-    sha256: Option<String>,
-    size: Option<u64>,
-}
-
-/// What the hub announces about a file.
-#[derive(Debug, Clone)]
-struct Announced {
-    path: String,
-    size: u64,
-    /// Name of the blob: the server's ETag.
-    etag: String,
-    /// Known for large files only.
-    sha256: Option<String>,
 }
 
 impl Download {
@@ -141,72 +106,6 @@ impl Download {
         }
         let python_files = files.into_iter().map(|f| f.path).filter(|f| f.ends_with(".py")).collect();
         Ok(Snapshot { dir, commit, python_files })
-    }
-
-    /// The commit that the revision stands for, and its files with sizes and checksums.
-    async fn list(&self) -> Result<(String, Vec<Announced>), HubError> {
-        let mut tries = 0;
-        let answer = loop {
-            match self.ask_for_list().await {
-                Err(error) if error.is_outage() && tries < self.options.retries => {
-                    tracing::debug!(%error, "trying again");
-                    self.wait(tries).await;
-                    tries += 1;
-                }
-                answer => break answer?,
-            }
-        };
-        let listing: Listing = serde_json::from_str(&answer).map_err(|e| self.bad_answer(e.to_string()))?;
-        let commit = listing.sha.filter(|sha| is_commit(sha));
-        let commit = commit.ok_or_else(|| self.bad_answer("it names no commit".into()))?;
-        let mut files = listing.siblings.into_iter().map(|f| self.announced(f)).collect::<Result<Vec<_>, _>>()?;
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok((commit, files))
-    }
-
-    async fn ask_for_list(&self) -> Result<String, HubError> {
-        let what = "asking for the list of files";
-        let revision =
-            self.options.revision().replace('%', "%25").replace('/', "%2F").replace('?', "%3F").replace('#', "%23");
-        let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", self.options.endpoint, self.repo);
-        let mut request = self.http.get(url);
-        if let Some(token) = &self.options.token {
-            request = request.bearer_auth(token);
-        }
-        let answer = self.timed(what, request.send()).await?.map_err(|e| self.transfer_error(what, with_causes(&e)))?;
-        let status = answer.status().as_u16();
-        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(String::from);
-        let detail = said(header("x-error-message").as_deref());
-        let (endpoint, repo) = (self.options.endpoint.clone(), self.repo.clone());
-        match status {
-            200..300 => {}
-            401 => {
-                return Err(HubError::Unauthorized { endpoint, repo, detail });
-            }
-            403 => {
-                return Err(HubError::Forbidden { endpoint, repo, detail });
-            }
-            404 => return Err(self.not_found(detail)),
-            400..500 if status != 408 && status != 429 => {
-                return Err(self.bad_answer(format!("HTTP {status}{detail}")));
-            }
-            _ => return Err(self.transfer_error(what, format!("HTTP {status}{detail}"))),
-        }
-        self.timed(what, answer.text()).await?.map_err(|e| self.transfer_error(what, with_causes(&e)))
-    }
-
-    fn announced(&self, file: Listed) -> Result<Announced, HubError> {
-        let path = file.rfilename;
-        let lfs_size = file.lfs.as_ref().and_then(|lfs| lfs.size);
-        // Only what is a sha256 can be compared with one.
-        let sha256 = file.lfs.and_then(|lfs| lfs.sha256).map(|s| s.to_ascii_lowercase()).filter(|s| is_hex(s, 64));
-        let (Some(size), Some(etag)) = (lfs_size.or(file.size), sha256.clone().or(file.blob_id)) else {
-            return Err(self.bad_answer(format!("it gives no size or object id of {path}")));
-        };
-        if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
-            return Err(self.bad_answer(format!("{path} has the object id \"{etag}\"")));
-        }
-        Ok(Announced { path, size, etag, sha256 })
     }
 
     /// The safetensors files of the checkpoint: the single one, else those that the index (fetched before) names.
@@ -363,7 +262,7 @@ impl Download {
         }
     }
 
-    async fn wait(&self, tries: u32) {
+    pub(super) async fn wait(&self, tries: u32) {
         tokio::time::sleep(self.options.retry_delay * 2u32.saturating_pow(tries.min(6))).await;
     }
 
@@ -405,7 +304,7 @@ impl Download {
     }
 
     /// Gives up on a request that stays silent.
-    async fn timed<T>(&self, what: &str, request: impl Future<Output = T>) -> Result<T, HubError> {
+    pub(super) async fn timed<T>(&self, what: &str, request: impl Future<Output = T>) -> Result<T, HubError> {
         tokio::time::timeout(self.options.timeout, request).await.map_err(|_| HubError::Timeout {
             endpoint: self.options.endpoint.clone(),
             repo: self.repo.clone(),
@@ -438,7 +337,7 @@ impl Download {
         }
     }
 
-    fn transfer_error(&self, what: &str, message: String) -> HubError {
+    pub(super) fn transfer_error(&self, what: &str, message: String) -> HubError {
         HubError::Transfer {
             endpoint: self.options.endpoint.clone(),
             repo: self.repo.clone(),
@@ -447,7 +346,7 @@ impl Download {
         }
     }
 
-    fn not_found(&self, detail: String) -> HubError {
+    pub(super) fn not_found(&self, detail: String) -> HubError {
         HubError::NotFound {
             endpoint: self.options.endpoint.clone(),
             repo: self.repo.clone(),
@@ -456,70 +355,12 @@ impl Download {
         }
     }
 
-    fn bad_answer(&self, message: String) -> HubError {
+    pub(super) fn bad_answer(&self, message: String) -> HubError {
         HubError::BadAnswer { endpoint: self.options.endpoint.clone(), repo: self.repo.clone(), message }
     }
 
     fn damaged(&self, file: &Announced, message: String) -> HubError {
         HubError::Damaged { repo: self.repo.clone(), file: file.path.clone(), message }
-    }
-}
-
-/// A file that is still arriving, with the hash of what has arrived.
-struct Partial {
-    path: PathBuf,
-    file: File,
-    hash: Sha256,
-    written: u64,
-}
-
-impl Partial {
-    /// Keeps the first `keep` bytes of what is there.
-    fn open(path: &Path, keep: u64) -> Result<Self, HubError> {
-        let options = || File::options().create(true).truncate(false).read(true).write(true).open(path);
-        let file = options().map_err(HubError::io(path))?;
-        let mut partial = Self { path: path.into(), file, hash: Sha256::new(), written: 0 };
-        partial.rewind_to(keep)?;
-        Ok(partial)
-    }
-
-    fn restart(&mut self) -> Result<(), HubError> {
-        self.hash = Sha256::new();
-        self.rewind_to(0)
-    }
-
-    fn rewind_to(&mut self, keep: u64) -> Result<(), HubError> {
-        let io = HubError::io(&self.path);
-        let (file, hash) = (&mut self.file, &mut self.hash);
-        let mut rewind = || -> std::io::Result<()> {
-            file.set_len(keep)?;
-            file.seek(SeekFrom::Start(0))?;
-            let mut buffer = vec![0; 1 << 20];
-            loop {
-                let n = file.read(&mut buffer)?;
-                if n == 0 {
-                    return Ok(());
-                }
-                hash.update(&buffer[..n]);
-            }
-        };
-        rewind().map_err(io)?;
-        self.written = keep;
-        Ok(())
-    }
-
-    fn append(&mut self, chunk: &[u8]) -> Result<(), HubError> {
-        self.file.write_all(chunk).map_err(HubError::io(&self.path))?;
-        self.hash.update(chunk);
-        self.written += chunk.len() as u64;
-        Ok(())
-    }
-
-    /// Brings it to the disk; returns its length and sha256.
-    fn finish(self) -> Result<(u64, String), HubError> {
-        self.file.sync_all().map_err(HubError::io(&self.path))?;
-        let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok((self.written, sha256))
     }
 }
 
@@ -564,16 +405,12 @@ fn link(blob: &Path, pointer: &Path) -> Result<(), HubError> {
     fs::copy(blob, pointer).map(|_| ()).map_err(HubError::io(pointer))
 }
 
-fn is_hex(text: &str, length: usize) -> bool {
-    text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-fn said(message: Option<&str>) -> String {
+pub(super) fn said(message: Option<&str>) -> String {
     message.filter(|m| !m.is_empty()).map(|m| format!(" (the hub says: {m})")).unwrap_or_default()
 }
 
 /// The error and what caused it: reqwest's own message does not say why.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -9,7 +9,11 @@
 mod download;
 mod error;
 mod header;
+#[cfg(feature = "hub")]
+mod listing;
 mod options;
+#[cfg(feature = "hub")]
+mod partial;
 mod resolve;
 mod weights;
 

@@ -140,7 +140,7 @@ impl Llm {
             max_tokens: config.max_new_tokens.map(|count| count as usize),
             temperature: config.temperature.unwrap_or(base.temperature),
             top_p: config.top_p.unwrap_or(base.top_p),
-            top_k: config.top_k.map_or(base.top_k, i64::from),
+            top_k: config.top_k.map_or(base.top_k, |k| k as i64),
             min_p: config.min_p.unwrap_or(base.min_p),
             repetition_penalty: config.repetition_penalty.unwrap_or(base.repetition_penalty),
             ..base

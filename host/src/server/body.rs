@@ -16,8 +16,12 @@ use super::protocol::fields::{self, RawRequest};
 /// instead of a reset connection.
 const DISCARD_LIMIT: usize = 64 << 20;
 
-/// Reads and parses a request of type `T`.
-pub(crate) async fn read<T: RawRequest>(request: Request<Body>, limit: usize, timeout: Duration) -> Result<T, ApiError> {
+/// Reads and parses a request of type `T`; also gives the body's size.
+pub(crate) async fn read<T: RawRequest>(
+    request: Request<Body>,
+    limit: usize,
+    timeout: Duration,
+) -> Result<(T, usize), ApiError> {
     check_content_type(request.headers())?;
     let bytes = tokio::time::timeout(timeout, collect(request, limit)).await.map_err(|_| {
         ApiError::new(
@@ -25,7 +29,7 @@ pub(crate) async fn read<T: RawRequest>(request: Request<Body>, limit: usize, ti
             format!("the request body did not arrive within {} s; send it faster", timeout.as_secs()),
         )
     })??;
-    parse(&bytes)
+    Ok((parse(&bytes)?, bytes.len()))
 }
 
 /// Parses a request of type `T`, naming the field at fault where there is one.

@@ -7,7 +7,6 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::Request;
 use axum::response::Response;
-use serde_json::Value;
 
 use super::answer::{self, Answer, Names, Slot, finish, push_json};
 use super::body;
@@ -15,6 +14,7 @@ use super::error::ApiError;
 use super::logprobs::{self, TokenNames};
 use super::middleware::RequestId;
 use super::protocol::chat::{ChatChoice, ChatDeltaChoice, ChatLogprobs, ChatMessage, ChatRequest, Delta};
+use super::protocol::common::PromptLogprobs;
 use super::run::Running;
 use super::state::AppState;
 use super::validate::chat::{Chat, chat};
@@ -28,10 +28,10 @@ pub(crate) async fn handle(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let raw: ChatRequest = body::read(request, state.config.max_body_size, state.config.read_timeout).await?;
+    let (raw, size) = body::read::<ChatRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
     let shared = state.clone();
     let Chat { model, request, echo, logprobs, form, request_id } =
-        validate::off_loop(move || chat(&shared, raw)).await?;
+        validate::off_loop(size, move || chat(&shared, raw)).await?;
     let names = Names { id: validate::request_id(id, request_id)?, model };
     let running = Running::start(&state, vec![request], arrival)?;
     let prompt_token_ids = form.return_token_ids.then(|| running.prompts.concat());
@@ -54,7 +54,7 @@ pub(crate) async fn handle(
 struct Chats {
     state: Arc<AppState>,
     prompt_token_ids: Option<Vec<u32>>,
-    prompt_logprobs: Option<Value>,
+    prompt_logprobs: Option<PromptLogprobs>,
     echo: Option<String>,
     logprobs: Option<usize>,
     form: Form,
@@ -100,7 +100,7 @@ impl Answer for Chats {
     fn delta(&mut self, out: &mut Vec<u8>, slot: Slot, output: &Output) -> bool {
         let text = self.text(slot, output);
         let ids = self.form.return_token_ids;
-        let silent = text.is_empty() && output.logprobs.is_empty() && !(ids && !output.token_ids.is_empty());
+        let silent = text.is_empty() && output.logprobs.is_empty() && (!ids || output.token_ids.is_empty());
         if silent && output.finish.is_none() {
             return false;
         }

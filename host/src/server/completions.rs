@@ -28,9 +28,10 @@ pub(crate) async fn handle(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let raw: CompletionRequest = body::read(request, state.config.max_body_size, state.config.read_timeout).await?;
+    let (raw, size) =
+        body::read::<CompletionRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
     let shared = state.clone();
-    let work = validate::off_loop(move || completion(&shared, raw)).await?;
+    let work = validate::off_loop(size, move || completion(&shared, raw)).await?;
     let Completion { model, requests, echo, echo_only, logprobs, form, request_id } = work;
     let names = Names { id: validate::request_id(id, request_id)?, model };
     let running = Running::start(&state, requests, arrival)?;
@@ -102,7 +103,7 @@ impl Answer for Completions {
         let first = self.offsets[slot.choice].is_none();
         let silent = output.text.is_empty()
             && output.logprobs.is_empty()
-            && !(self.form.return_token_ids && !output.token_ids.is_empty());
+            && (!self.form.return_token_ids || output.token_ids.is_empty());
         let echoes = first && self.echo.is_some();
         if (silent || self.echo_only) && !echoes && output.finish.is_none() {
             return false;

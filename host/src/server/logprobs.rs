@@ -2,9 +2,10 @@
 //! objects, and vLLM's `prompt_logprobs`. Tokens are shown as text, or as `token_id:N` where there is no
 //! tokenizer or the request asks for that. Pure functions over what `llm` returns.
 
-use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 
 use super::protocol::chat::{ChatLogprob, ChatTopLogprob};
+use super::protocol::common::{Pairs, PromptLogprob, PromptLogprobs};
 use super::protocol::completion::CompletionLogprobs;
 use crate::engine::TokenLogprobs;
 use crate::text::Tokenizer;
@@ -55,14 +56,17 @@ pub(crate) fn push_completion(
     *offset += name.chars().count();
     out.token_logprobs.push(entry.map(|entry| floor(entry.logprob)));
     out.top_logprobs.push(entry.map(|entry| {
-        let mut top = Map::new();
+        let mut top: Vec<(String, f32)> = Vec::with_capacity(entry.top.len() + 1);
+        let mut seen = HashSet::new();
         // The chosen token is always among them, as with vLLM.
-        let all = entry.top.iter().copied();
-        for (id, logprob) in all.chain([(entry.token, entry.logprob)]) {
+        for (id, logprob) in entry.top.iter().copied().chain([(entry.token, entry.logprob)]) {
+            let name = names.name(id);
             // Two tokens can have the same text; the likelier one, which comes first, stands for both.
-            top.entry(names.name(id)).or_insert_with(|| json!(floor(logprob)));
+            if seen.insert(name.clone()) {
+                top.push((name, floor(logprob)));
+            }
         }
-        top
+        Pairs(top)
     }));
     out.tokens.push(name);
 }
@@ -82,28 +86,24 @@ pub(crate) fn chat(names: TokenNames<'_>, entry: &TokenLogprobs, top: usize) -> 
     }
 }
 
-/// vLLM's `prompt_logprobs`: for each prompt token an object from token id to `{logprob, rank, decoded_token}`.
-pub(crate) fn prompt(tokenizer: Option<&Tokenizer>, entries: &[Option<TokenLogprobs>]) -> Value {
-    let names = TokenNames::new(tokenizer, false);
+/// vLLM's `prompt_logprobs`.
+pub(crate) fn prompt(tokenizer: Option<&Tokenizer>, entries: &[Option<TokenLogprobs>]) -> PromptLogprobs {
     let one = |id: u32, logprob: f32, rank: u32| {
-        let decoded = tokenizer.map(|_| names.name(id));
-        (id.to_string(), json!({"logprob": floor(logprob), "rank": rank, "decoded_token": decoded}))
+        let decoded_token = tokenizer.map(|tokenizer| tokenizer.token_text(id));
+        (id.to_string(), PromptLogprob { logprob: floor(logprob), rank, decoded_token })
     };
     let entry = |entry: &TokenLogprobs| {
-        let mut all = Map::new();
-        all.extend([one(entry.token, entry.logprob, entry.rank)]);
-        for (rank, &(id, logprob)) in (1..).zip(&entry.top) {
-            if id != entry.token {
-                all.extend([one(id, logprob, rank)]);
-            }
-        }
-        Value::Object(all)
+        let others = (1..).zip(&entry.top).filter(|(_, (id, _))| *id != entry.token);
+        let others = others.map(|(rank, &(id, logprob))| one(id, logprob, rank));
+        Pairs([one(entry.token, entry.logprob, entry.rank)].into_iter().chain(others).collect())
     };
-    Value::Array(entries.iter().map(|e| e.as_ref().map_or(Value::Null, entry)).collect())
+    entries.iter().map(|e| e.as_ref().map(entry)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn entry() -> TokenLogprobs {
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!((got.top_logprobs.len(), got.logprob), (1, -2.0));
         let mut hopeless = entry();
         hopeless.logprob = f32::NEG_INFINITY;
-        let got = prompt(None, &[None, Some(hopeless)]);
+        let got = json!(prompt(None, &[None, Some(hopeless)]));
         assert_eq!(got[0], Value::Null);
         assert_eq!(got[1]["7"], json!({"logprob": -9999.0, "rank": 3, "decoded_token": null}));
         assert_eq!(got[1]["2"]["rank"], 2);

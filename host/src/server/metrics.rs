@@ -20,15 +20,14 @@ use crate::engine::{FinishReason, Timings};
 use crate::llm::Llm;
 
 const TTFT_BUCKETS: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
-    640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
 ];
-const TOKEN_BUCKETS: [f64; 19] = [
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-];
+const TOKEN_BUCKETS: [f64; 19] =
+    [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
 const REQUEST_BUCKETS: [f64; 21] = [
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
-    7680.0,
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -67,7 +66,11 @@ impl Metrics {
         };
         let lengths = one_two_five(info.max_model_len);
         let mut metrics = Self {
-            first_token: histogram("time_to_first_token_seconds", "Time from arrival to the first token", &TTFT_BUCKETS),
+            first_token: histogram(
+                "time_to_first_token_seconds",
+                "Time from arrival to the first token",
+                &TTFT_BUCKETS,
+            ),
             inter_token: histogram("inter_token_latency_seconds", "Time between tokens of a request", &TOKEN_BUCKETS),
             per_token: histogram("request_time_per_output_token_seconds", "A request's mean", &TOKEN_BUCKETS),
             e2e: histogram("e2e_request_latency_seconds", "Time from arrival to the last token", &REQUEST_BUCKETS),
@@ -148,10 +151,14 @@ impl Tracker {
         metrics.generation_tokens.observe(generated as f64);
         let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
         metrics.e2e.observe(seconds(timings.arrival, timings.finished));
-        let Some(scheduled) = timings.first_scheduled else { return };
+        let Some(scheduled) = timings.first_scheduled else {
+            return;
+        };
         metrics.queue.observe(seconds(timings.arrival, scheduled));
         metrics.inference.observe(seconds(scheduled, timings.finished));
-        let Some(first) = timings.first_token else { return };
+        let Some(first) = timings.first_token else {
+            return;
+        };
         metrics.prefill.observe(seconds(scheduled, first));
         metrics.decode.observe(seconds(first, timings.finished));
         if generated > 1 {
@@ -159,10 +166,11 @@ impl Tracker {
         }
     }
 
-    /// The engine failed on it.
+    /// The engine failed on the request; counts unless the choice was complete already.
     pub(crate) fn fail(&mut self) {
-        self.ended = true;
-        self.state.metrics.ended("error");
+        if !std::mem::replace(&mut self.ended, true) {
+            self.state.metrics.ended("error");
+        }
     }
 }
 

@@ -43,7 +43,8 @@ impl RequestId {
     /// The client's id if it is one that we can repeat in headers, JSON and logs.
     pub(crate) fn from_client(value: &str) -> Option<Self> {
         let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b);
-        (!value.is_empty() && value.len() <= 128 && value.bytes().all(fine)).then(|| Self { text: value.into(), given: true })
+        (!value.is_empty() && value.len() <= 128 && value.bytes().all(fine))
+            .then(|| Self { text: value.into(), given: true })
     }
 }
 
@@ -107,7 +108,8 @@ pub(crate) async fn authorize(State(state): State<Arc<AppState>>, request: Reque
 
 /// 404 for a route that does not exist.
 pub(crate) async fn not_found(method: Method, uri: Uri) -> ApiError {
-    let message = format!("there is no route {method} {}; see /v1/models, /v1/completions, /v1/chat/completions", uri.path());
+    let message =
+        format!("there is no route {method} {}; see /v1/models, /v1/completions, /v1/chat/completions", uri.path());
     ApiError::new(StatusCode::NOT_FOUND, message)
 }
 

@@ -1,6 +1,6 @@
 //! HTTP: the OpenAI-compatible API in front of [`crate::llm`]. Requests come in as raw protocol types
 //! (`protocol`), are checked into work (`validate`), run as generations, and leave as JSON or server-sent events
-//! (`answer`, `stream`). What is not supported is refused by name; nothing is ignored. It never tokenises on the
+//! (`answer`). What is not supported is refused by name; nothing is ignored. It never tokenises on the
 //! event loop's time for long, never touches the engine's thread, and holds no state beyond metrics: dropping a
 //! connection drops its generations. Called by `cli` through [`serve`].
 

@@ -90,9 +90,16 @@ fn from_llm(error: LlmError) -> ApiError {
             ApiError::unavailable(message)
         }
         LlmError::Submit(SubmitError::TokenOutOfRange { field, .. }) => ApiError::field(field, message),
-        LlmError::Submit(SubmitError::EmptyPrompt | SubmitError::PromptTooLong { .. }) => ApiError::field("prompt", message),
-        LlmError::Submit(SubmitError::ExceedsCache { .. }) => ApiError::field("max_tokens", message),
-        _ => {
+        LlmError::Submit(SubmitError::EmptyPrompt | SubmitError::PromptTooLong { .. }) => {
+            ApiError::field("prompt", message)
+        }
+        LlmError::Submit(SubmitError::ExceedsCache { .. }) | LlmError::ContextLength { .. } => {
+            ApiError::field("max_tokens", message)
+        }
+        LlmError::Param(error) => ApiError::field(error.field, error.message),
+        LlmError::NoTokenizer { field, .. } => ApiError::field(field, message),
+        LlmError::Text(_) => ApiError::bad_request(message),
+        LlmError::Failed(_) => {
             tracing::error!(error = message, "a generation failed");
             ApiError::internal(message)
         }

@@ -61,7 +61,11 @@ pub async fn serve(
     drop(listener);
     state.phase.send_replace(Phase::Draining);
     let patience = state.config.shutdown_timeout;
-    tracing::info!(connections = connections.len(), timeout_s = patience.as_secs(), "shutting down: finishing what runs");
+    tracing::info!(
+        connections = connections.len(),
+        timeout_s = patience.as_secs(),
+        "shutting down: finishing what runs"
+    );
     if tokio::time::timeout(patience, graceful.shutdown()).await.is_err() {
         tracing::warn!(connections = connections.len(), "shutdown timeout: ending the requests that still run");
         state.phase.send_replace(Phase::Aborting);
@@ -85,7 +89,9 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<
                 return Ok((socket, permit));
             }
             Err(error) => match error.kind() {
-                io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => {}
+                io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionRefused => {}
                 io::ErrorKind::InvalidInput => return Err(error),
                 _ => {
                     // Out of file descriptors or memory: others will give some back.

@@ -14,13 +14,11 @@ use super::state::AppState;
 use super::validate::{self, chat::Template};
 
 /// `POST /tokenize`.
-pub(crate) async fn tokenize(
-    State(state): State<Arc<AppState>>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    let raw: TokenizeRequest = body::read(request, state.config.max_body_size, state.config.read_timeout).await?;
+pub(crate) async fn tokenize(State(state): State<Arc<AppState>>, request: Request<Body>) -> Result<Response, ApiError> {
+    let (raw, size) =
+        body::read::<TokenizeRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
     validate::model(&state, raw.model.as_deref())?;
-    validate::off_loop(move || {
+    validate::off_loop(size, move || {
         let tokenizer = validate::tokenizer(&state, "tokenize")?;
         let (text, add_special_tokens) = match (raw.prompt, raw.messages) {
             (Some(prompt), None) => {
@@ -45,8 +43,12 @@ pub(crate) async fn tokenize(
                 };
                 (template.render(&state, messages)?.text, raw.add_special_tokens.unwrap_or(false))
             }
-            (Some(_), Some(_)) => return Err(ApiError::bad_request("send either prompt or messages, not both")),
-            (None, None) => return Err(ApiError::field("prompt", "is missing; send prompt (text) or messages (chat)")),
+            (Some(_), Some(_)) => {
+                return Err(ApiError::bad_request("send either prompt or messages, not both"));
+            }
+            (None, None) => {
+                return Err(ApiError::field("prompt", "is missing; send prompt (text) or messages (chat)"));
+            }
         };
         let tokens = tokenizer.encode(&text, add_special_tokens).map_err(|e| ApiError::bad_request(e.to_string()))?;
         let strings = || tokens.iter().map(|&id| tokenizer.token_text(id)).collect();
@@ -65,9 +67,10 @@ pub(crate) async fn detokenize(
     State(state): State<Arc<AppState>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    let raw: DetokenizeRequest = body::read(request, state.config.max_body_size, state.config.read_timeout).await?;
+    let (raw, size) =
+        body::read::<DetokenizeRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
     validate::model(&state, raw.model.as_deref())?;
-    validate::off_loop(move || {
+    validate::off_loop(size, move || {
         let tokenizer = validate::tokenizer(&state, "detokenize")?;
         let tokens: Vec<u32> = raw.tokens.iter().map(|token| token.0).collect();
         validate::token_ids("tokens", &tokens, state.llm.info().vocab_size)?;

@@ -36,37 +36,24 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// A model with this one template. `special_tokens` become variables: `bos_token`, `eos_token`, ...
     pub fn new(source: &str, special_tokens: BTreeMap<String, String>) -> Self {
-        Self::with_names(
-            BTreeMap::from([(DEFAULT.to_owned(), source.to_owned())]),
-            special_tokens,
-        )
+        Self::with_names(BTreeMap::from([(DEFAULT.to_owned(), source.to_owned())]), special_tokens)
     }
 
     /// A model with several templates.
-    pub fn with_names(
-        sources: BTreeMap<String, String>,
-        special_tokens: BTreeMap<String, String>,
-    ) -> Self {
+    pub fn with_names(sources: BTreeMap<String, String>, special_tokens: BTreeMap<String, String>) -> Self {
         let mut environment = environment();
         let sources = sources
             .into_iter()
             .map(|(name, source)| {
-                let added =
-                    environment.add_template_owned(name.clone(), without_generation_tags(&source));
-                let checked = added
-                    .map(|()| source)
-                    .map_err(|e| template_error(&name, &e));
+                let added = environment.add_template_owned(name.clone(), without_generation_tags(&source));
+                let checked = added.map(|()| source).map_err(|e| template_error(&name, &e));
                 if let Err(error) = &checked {
                     tracing::warn!(%error, "the model's chat template cannot be used");
                 }
                 (name, checked)
             })
             .collect();
-        Self {
-            environment,
-            sources,
-            special_tokens,
-        }
+        Self { environment, sources, special_tokens }
     }
 
     /// The names of the templates.
@@ -76,8 +63,7 @@ impl ChatTemplate {
 
     /// The text of the template that would be used, with or without tools.
     pub fn source(&self, with_tools: bool) -> Result<&str, TextError> {
-        self.choose(with_tools)
-            .and_then(|(_, source)| source.as_deref().map_err(Clone::clone))
+        self.choose(with_tools).and_then(|(_, source)| source.as_deref().map_err(Clone::clone))
     }
 
     /// The prompt. `extra` are further variables, `documents` and the template's own switches among them; they win over
@@ -89,13 +75,7 @@ impl ChatTemplate {
         tools: Option<&serde_json::Value>,
         extra: &Map<String, serde_json::Value>,
     ) -> Result<String, TextError> {
-        self.render_at(
-            SystemTime::now(),
-            messages,
-            add_generation_prompt,
-            tools,
-            extra,
-        )
+        self.render_at(SystemTime::now(), messages, add_generation_prompt, tools, extra)
     }
 
     /// [`Self::render`] at a given time, for templates that print the date.
@@ -121,29 +101,17 @@ impl ChatTemplate {
         variables.insert("messages", messages.iter().map(json_value).collect());
         variables.insert("tools", tools.map_or(Value::from(()), json_value));
         variables.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        variables.insert(
-            "strftime_now",
-            Value::from_function(move |format: &str| strftime(format, now)),
-        );
-        let template = self
-            .environment
-            .get_template(name)
-            .map_err(|e| template_error(name, &e))?;
-        template
-            .render(Value::from_pairs(variables))
-            .map_err(|e| template_error(name, &e))
+        variables.insert("strftime_now", Value::from_function(move |format: &str| strftime(format, now)));
+        let template = self.environment.get_template(name).map_err(|e| template_error(name, &e))?;
+        template.render(Value::from_pairs(variables)).map_err(|e| template_error(name, &e))
     }
 
     /// As transformers chooses.
     fn choose(&self, with_tools: bool) -> Result<(&str, &Result<String, TextError>), TextError> {
         let named = |name: &str| self.sources.get_key_value(name);
         let tool_use = if with_tools { named(TOOL_USE) } else { None };
-        let found = tool_use
-            .or_else(|| named(DEFAULT))
-            .map(|(name, source)| (name.as_str(), source));
-        found.ok_or_else(|| {
-            TextError::NoDefaultTemplate(self.names().collect::<Vec<_>>().join(", "))
-        })
+        let found = tool_use.or_else(|| named(DEFAULT)).map(|(name, source)| (name.as_str(), source));
+        found.ok_or_else(|| TextError::NoDefaultTemplate(self.names().collect::<Vec<_>>().join(", ")))
     }
 }
 
@@ -151,11 +119,7 @@ impl ChatTemplate {
 fn environment() -> Environment<'static> {
     let mut env = Environment::new();
     // These options cannot fail: the delimiters stay as they are.
-    if let Ok(syntax) = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-    {
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         env.set_syntax(syntax);
     }
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
@@ -188,10 +152,9 @@ fn json_value(value: &serde_json::Value) -> Value {
         },
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => items.iter().map(json_value).collect(),
-        serde_json::Value::Object(map) => Value::from_pairs(
-            map.iter()
-                .map(|(key, value)| (Value::from(key.as_str()), json_value(value))),
-        ),
+        serde_json::Value::Object(map) => {
+            Value::from_pairs(map.iter().map(|(key, value)| (Value::from(key.as_str()), json_value(value))))
+        }
     }
 }
 
@@ -206,26 +169,13 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
 }
 
 /// Python's methods: those of minijinja-contrib, and a few that templates use and it lacks.
-fn python_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(text) = value.as_str() else {
         return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
     };
     let separator = |at: usize| {
-        let text = args
-            .get(at)
-            .and_then(Value::as_str)
-            .filter(|s| !s.is_empty());
-        text.ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidOperation,
-                format!("{method} needs a non-empty string"),
-            )
-        })
+        let text = args.get(at).and_then(Value::as_str).filter(|s| !s.is_empty());
+        text.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, format!("{method} needs a non-empty string")))
     };
     let tuple = |parts: [&str; 3]| Value::from(Tuple::from(parts.map(Value::from)));
     Ok(match method {
@@ -241,17 +191,13 @@ fn python_method(
         },
         "rsplit" if !args.is_empty() => {
             let parts = match args.get(1).and_then(Value::as_usize) {
-                Some(most) => text
-                    .rsplitn(most.saturating_add(1), separator(0)?)
-                    .collect::<Vec<_>>(),
+                Some(most) => text.rsplitn(most.saturating_add(1), separator(0)?).collect::<Vec<_>>(),
                 None => text.rsplit(separator(0)?).collect(),
             };
             parts.into_iter().rev().map(Value::from).collect()
         }
         _ => {
-            return minijinja_contrib::pycompat::unknown_method_callback(
-                state, value, method, args,
-            );
+            return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
         }
     })
 }
@@ -269,11 +215,7 @@ fn template_error(template: &str, error: &Error) -> TextError {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };
-    TextError::Template {
-        template: template.into(),
-        line: error.line(),
-        message,
-    }
+    TextError::Template { template: template.into(), line: error.line(), message }
 }
 
 /// Replaces `{% generation %}` and `{% endgeneration %}` by `{% with %}` and `{% endwith %}`; trim marks and lines stay.

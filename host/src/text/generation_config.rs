@@ -21,13 +21,13 @@ pub struct GenerationConfig {
     /// Nucleus sampling.
     pub top_p: Option<f32>,
     /// Only the most likely tokens; 0 is off.
-    pub top_k: Option<u32>,
+    pub top_k: Option<usize>,
     /// Tokens below this share of the best one's probability are dropped.
     pub min_p: Option<f32>,
     /// Divides the logits of tokens that occurred.
     pub repetition_penalty: Option<f32>,
     /// Most tokens to generate.
-    pub max_new_tokens: Option<u32>,
+    pub max_new_tokens: Option<usize>,
     /// `Some(false)`: the author means greedy decoding.
     pub do_sample: Option<bool>,
 }
@@ -40,9 +40,7 @@ impl GenerationConfig {
                 return Ok(None);
             };
             let value = serde_json::from_slice(&bytes);
-            value
-                .map(Some)
-                .map_err(|e| TextError::invalid(name, format!("not valid JSON: {e}")))
+            value.map(Some).map_err(|e| TextError::invalid(name, format!("not valid JSON: {e}")))
         };
         // A config.json that is no plain JSON (Python's Infinity) is the hub module's to read; callers that resolved the
         // model pass it to `from_values` instead.
@@ -52,50 +50,26 @@ impl GenerationConfig {
     }
 
     /// The same from parsed files.
-    pub fn from_values(
-        generation: Option<&Value>,
-        config: Option<&Value>,
-    ) -> Result<Self, TextError> {
+    pub fn from_values(generation: Option<&Value>, config: Option<&Value>) -> Result<Self, TextError> {
         let mut merged = match config {
             Some(value) => {
-                let fields = Fields {
-                    file: "config.json",
-                    value,
-                };
+                let fields = Fields { file: "config.json", value };
                 // Multimodal models keep the language model's ids one level down.
-                let text = value.get("text_config").map(|value| Fields {
-                    file: "config.json",
-                    value,
-                });
+                let text = value.get("text_config").map(|value| Fields { file: "config.json", value });
                 let mut eos = fields.ids("eos_token_id")?;
                 let mut bos = fields.ids("bos_token_id")?;
                 if let Some(text) = text {
-                    eos = if eos.is_empty() {
-                        text.ids("eos_token_id")?
-                    } else {
-                        eos
-                    };
-                    bos = if bos.is_empty() {
-                        text.ids("bos_token_id")?
-                    } else {
-                        bos
-                    };
+                    eos = if eos.is_empty() { text.ids("eos_token_id")? } else { eos };
+                    bos = if bos.is_empty() { text.ids("bos_token_id")? } else { bos };
                 }
-                Self {
-                    eos_token_ids: eos,
-                    bos_token_id: bos.first().copied(),
-                    ..Self::default()
-                }
+                Self { eos_token_ids: eos, bos_token_id: bos.first().copied(), ..Self::default() }
             }
             None => Self::default(),
         };
         let Some(value) = generation else {
             return Ok(merged);
         };
-        let fields = Fields {
-            file: "generation_config.json",
-            value,
-        };
+        let fields = Fields { file: "generation_config.json", value };
         if !value.is_object() {
             return Err(TextError::invalid(fields.file, "must hold an object"));
         }
@@ -103,11 +77,7 @@ impl GenerationConfig {
         if !eos.is_empty() {
             merged.eos_token_ids = eos;
         }
-        merged.bos_token_id = fields
-            .ids("bos_token_id")?
-            .first()
-            .copied()
-            .or(merged.bos_token_id);
+        merged.bos_token_id = fields.ids("bos_token_id")?.first().copied().or(merged.bos_token_id);
         merged.temperature = fields.float("temperature")?;
         merged.top_p = fields.float("top_p")?;
         merged.top_k = fields.count("top_k")?;
@@ -136,10 +106,7 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, name: &str, expected: &str, found: &Value) -> TextError {
-        TextError::invalid(
-            self.file,
-            format!("\"{name}\" must be {expected}, not {found}"),
-        )
+        TextError::invalid(self.file, format!("\"{name}\" must be {expected}, not {found}"))
     }
 
     /// One id or a list of ids.
@@ -162,19 +129,15 @@ impl<'a> Fields<'a> {
             return Ok(None);
         };
         let number = value.as_f64().map(|n| n as f32).filter(|n| n.is_finite());
-        number
-            .map(Some)
-            .ok_or_else(|| self.wrong(name, "a number", value))
+        number.map(Some).ok_or_else(|| self.wrong(name, "a number", value))
     }
 
-    fn count(&self, name: &str) -> Result<Option<u32>, TextError> {
+    fn count(&self, name: &str) -> Result<Option<usize>, TextError> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        let number = value.as_u64().and_then(|n| u32::try_from(n).ok());
-        number
-            .map(Some)
-            .ok_or_else(|| self.wrong(name, "a non-negative integer", value))
+        let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        number.map(Some).ok_or_else(|| self.wrong(name, "a non-negative integer", value))
     }
 }
 
@@ -190,10 +153,8 @@ mod tests {
     #[test]
     fn both_files() {
         let config = json!({"eos_token_id": 2, "bos_token_id": 1});
-        let found = load(
-            json!({"eos_token_id": [5, 6], "temperature": 0.6, "top_k": 50, "do_sample": true}),
-            config.clone(),
-        );
+        let found =
+            load(json!({"eos_token_id": [5, 6], "temperature": 0.6, "top_k": 50, "do_sample": true}), config.clone());
         let expected = GenerationConfig {
             eos_token_ids: vec![5, 6],
             bos_token_id: Some(1),
@@ -203,23 +164,12 @@ mod tests {
             ..GenerationConfig::default()
         };
         assert_eq!(found.unwrap(), expected);
-        let found = load(
-            json!({"top_p": 0.9, "min_p": 0, "repetition_penalty": 1.1, "max_new_tokens": 7}),
-            config,
-        )
-        .unwrap();
-        assert_eq!(
-            (found.eos_token_ids, found.min_p, found.max_new_tokens),
-            (vec![2], Some(0.0), Some(7))
-        );
+        let found =
+            load(json!({"top_p": 0.9, "min_p": 0, "repetition_penalty": 1.1, "max_new_tokens": 7}), config).unwrap();
+        assert_eq!((found.eos_token_ids, found.min_p, found.max_new_tokens), (vec![2], Some(0.0), Some(7)));
         let nested = json!({"eos_token_id": null, "text_config": {"eos_token_id": [9]}});
         assert_eq!(load(json!({}), nested).unwrap().eos_token_ids, [9]);
-        assert_eq!(
-            load(json!({"bos_token_id": -1}), json!({}))
-                .unwrap()
-                .bos_token_id,
-            None
-        );
+        assert_eq!(load(json!({"bos_token_id": -1}), json!({})).unwrap().bos_token_id, None);
     }
 
     #[test]
@@ -237,48 +187,22 @@ mod tests {
             ("max_new_tokens", json!([])),
             ("do_sample", json!(1)),
         ] {
-            let error = load(json!({field: value}), json!({}))
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.starts_with(&format!("generation_config.json: \"{field}\" must be")),
-                "{error}"
-            );
+            let error = load(json!({field: value}), json!({})).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("generation_config.json: \"{field}\" must be")), "{error}");
         }
-        let error = load(json!({}), json!({"eos_token_id": true}))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("config.json: \"eos_token_id\" must be"),
-            "{error}"
-        );
+        let error = load(json!({}), json!({"eos_token_id": true})).unwrap_err().to_string();
+        assert!(error.starts_with("config.json: \"eos_token_id\" must be"), "{error}");
     }
 
     #[test]
     fn from_a_folder() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(
-            GenerationConfig::load(dir.path()).unwrap(),
-            GenerationConfig::default()
-        );
+        assert_eq!(GenerationConfig::load(dir.path()).unwrap(), GenerationConfig::default());
         std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 3}"#).unwrap();
-        assert_eq!(
-            GenerationConfig::load(dir.path()).unwrap().eos_token_ids,
-            [3]
-        );
+        assert_eq!(GenerationConfig::load(dir.path()).unwrap().eos_token_ids, [3]);
         std::fs::write(dir.path().join("generation_config.json"), "[]").unwrap();
-        assert!(
-            GenerationConfig::load(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("must hold an object")
-        );
+        assert!(GenerationConfig::load(dir.path()).unwrap_err().to_string().contains("must hold an object"));
         std::fs::write(dir.path().join("generation_config.json"), "{").unwrap();
-        assert!(
-            GenerationConfig::load(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("not valid JSON")
-        );
+        assert!(GenerationConfig::load(dir.path()).unwrap_err().to_string().contains("not valid JSON"));
     }
 }

@@ -61,18 +61,13 @@ pub enum TextError {
     #[error("the model's chat template refuses these messages: {0}")]
     Refused(String),
     /// The model has several chat templates, and none that fits.
-    #[error(
-        "the model has no default chat template, only: {0}; give one of its own with --chat-template"
-    )]
+    #[error("the model has no default chat template, only: {0}; give one of its own with --chat-template")]
     NoDefaultTemplate(String),
 }
 
 impl TextError {
     fn invalid(file: &str, message: impl Into<String>) -> Self {
-        Self::Invalid {
-            file: file.into(),
-            message: message.into(),
-        }
+        Self::Invalid { file: file.into(), message: message.into() }
     }
 }
 
@@ -81,10 +76,7 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(TextError::Io {
-            path: path.into(),
-            message: e.to_string(),
-        }),
+        Err(e) => Err(TextError::Io { path: path.into(), message: e.to_string() }),
     }
 }
 
@@ -94,8 +86,5 @@ fn read_optional_text(path: &Path) -> Result<Option<String>, TextError> {
         return Ok(None);
     };
     let text = String::from_utf8(bytes);
-    text.map(Some).map_err(|_| TextError::Io {
-        path: path.into(),
-        message: "is not UTF-8 text".into(),
-    })
+    text.map(Some).map_err(|_| TextError::Io { path: path.into(), message: "is not UTF-8 text".into() })
 }

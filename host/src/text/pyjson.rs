@@ -34,9 +34,7 @@ pub(super) fn tojson(
         v if v.kind() == ValueKind::String => Some(v.to_string()),
         v => {
             let width = usize::try_from(v).ok().filter(|width| *width <= 64);
-            let width = width.ok_or_else(|| {
-                invalid("tojson: indent must be a string or a number from 0 to 64")
-            })?;
+            let width = width.ok_or_else(|| invalid("tojson: indent must be a string or a number from 0 to 64"))?;
             Some(" ".repeat(width))
         }
     };
@@ -61,9 +59,7 @@ fn parse_separators(value: &Value, indented: bool) -> Result<(String, String), E
     }
     let parts: Vec<Value> = value.try_iter()?.collect();
     match parts.as_slice() {
-        [item, key] if item.as_str().is_some() && key.as_str().is_some() => {
-            Ok((item.to_string(), key.to_string()))
-        }
+        [item, key] if item.as_str().is_some() && key.as_str().is_some() => Ok((item.to_string(), key.to_string())),
         _ => Err(invalid("tojson: separators must be two strings")),
     }
 }
@@ -84,9 +80,7 @@ impl Style {
             ValueKind::String => self.string(out, value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
-                self.container(out, ['[', ']'], depth, &items, |style, out, item| {
-                    style.write(out, item, depth + 1)
-                })?;
+                self.container(out, ['[', ']'], depth, &items, |style, out, item| style.write(out, item, depth + 1))?;
             }
             ValueKind::Map => {
                 let mut pairs = Vec::new();
@@ -105,9 +99,7 @@ impl Style {
             }
             ValueKind::Undefined => return Err(invalid("tojson: the value is undefined")),
             kind => {
-                return Err(invalid(format!(
-                    "tojson: a value of type {kind} has no JSON form"
-                )));
+                return Err(invalid(format!("tojson: a value of type {kind} has no JSON form")));
             }
         }
         Ok(())
@@ -208,11 +200,7 @@ pub(super) fn float_repr(x: f64) -> String {
         return format!("{digits}e{sign}{:02}", exponent.abs());
     }
     let plain = format!("{x}");
-    if plain.contains('.') {
-        plain
-    } else {
-        format!("{plain}.0")
-    }
+    if plain.contains('.') { plain } else { format!("{plain}.0") }
 }
 
 #[cfg(test)]

@@ -3,15 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const DAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
     "January",
     "February",
@@ -126,11 +118,7 @@ fn civil(days: i64) -> (i64, usize, i64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month as usize, day)
 }
@@ -153,19 +141,10 @@ mod tests {
     #[test]
     fn known_moments() {
         // Expected values from Python: datetime.fromtimestamp(s, timezone.utc).strftime(f)
-        assert_eq!(
-            at(0, "%Y-%m-%d %H:%M:%S %A %j"),
-            "1970-01-01 00:00:00 Thursday 001"
-        );
+        assert_eq!(at(0, "%Y-%m-%d %H:%M:%S %A %j"), "1970-01-01 00:00:00 Thursday 001");
         assert_eq!(at(951_782_400, "%d %b %Y, %a %j"), "29 Feb 2000, Tue 060");
-        assert_eq!(
-            at(1_735_689_599, "%F %T %p %I %j"),
-            "2024-12-31 23:59:59 PM 11 366"
-        );
-        assert_eq!(
-            at(4_107_542_400, "%B %-d, %Y (%e) %y"),
-            "March 1, 2100 ( 1) 00"
-        );
+        assert_eq!(at(1_735_689_599, "%F %T %p %I %j"), "2024-12-31 23:59:59 PM 11 366");
+        assert_eq!(at(4_107_542_400, "%B %-d, %Y (%e) %y"), "March 1, 2100 ( 1) 00");
         assert_eq!(at(1_700_000_000, "%D 100%% %q %"), "11/14/23 100% %q %");
     }
 }

@@ -27,11 +27,7 @@ pub(super) fn byte_level_json() -> Vec<u8> {
     let trainer = BpeTrainer::builder()
         .vocab_size(420)
         .show_progress(false)
-        .special_tokens(
-            ["<s>", "</s>", "<pad>"]
-                .map(|t| AddedToken::from(t, true))
-                .to_vec(),
-        )
+        .special_tokens(["<s>", "</s>", "<pad>"].map(|t| AddedToken::from(t, true)).to_vec())
         .initial_alphabet(alphabet.into_iter().collect())
         .build();
     let mut trainer = TrainerWrapper::from(trainer);
@@ -47,9 +43,7 @@ pub(super) fn byte_level() -> Tokenizer {
 
 /// Sentencepiece pieces: special tokens, the 256 bytes if asked for, words, letters.
 fn pieces(bytes: bool) -> Vec<(String, f64)> {
-    let mut pieces: Vec<(String, f64)> = ["<unk>", "<s>", "</s>"]
-        .map(|t| (t.to_owned(), 0.0))
-        .to_vec();
+    let mut pieces: Vec<(String, f64)> = ["<unk>", "<s>", "</s>"].map(|t| (t.to_owned(), 0.0)).to_vec();
     if bytes {
         pieces.extend((0..=255).map(|b| (format!("<0x{b:02X}>"), -20.0)));
     }
@@ -65,11 +59,7 @@ fn pieces(bytes: bool) -> Vec<(String, f64)> {
         "\u{fffd}",
     ];
     pieces.extend(words.map(|w| (w.to_owned(), -3.0)));
-    pieces.extend(
-        ('a'..='z')
-            .chain(['\u{e4}', '\u{f6}', '!', '\'', '.'])
-            .map(|c| (c.to_string(), -6.0)),
-    );
+    pieces.extend(('a'..='z').chain(['\u{e4}', '\u{f6}', '!', '\'', '.']).map(|c| (c.to_string(), -6.0)));
     if !bytes {
         pieces.extend(['\u{4f60}', '\u{1f600}', '\n'].map(|c| (c.to_string(), -6.0)));
     }
@@ -109,21 +99,9 @@ pub(super) fn metaspace() -> Tokenizer {
 
 /// Whole words, and no decoder: words are joined by spaces.
 pub(super) fn word_level() -> Tokenizer {
-    let words = [
-        "[UNK]",
-        "[BOS]",
-        "the",
-        "quick",
-        "fox",
-        "\u{4f60}\u{597d}",
-        "\u{fffd}",
-        ",",
-    ];
-    let vocab: serde_json::Map<_, _> = words
-        .iter()
-        .enumerate()
-        .map(|(id, word)| (word.to_string(), json!(id)))
-        .collect();
+    let words = ["[UNK]", "[BOS]", "the", "quick", "fox", "\u{4f60}\u{597d}", "\u{fffd}", ","];
+    let vocab: serde_json::Map<_, _> =
+        words.iter().enumerate().map(|(id, word)| (word.to_string(), json!(id))).collect();
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [added(0, "[UNK]"), added(1, "[BOS]")],

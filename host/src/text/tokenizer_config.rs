@@ -9,15 +9,7 @@ use tokenizers::AddedToken;
 use super::{TextError, read_optional, read_optional_text};
 
 /// The names of special tokens that templates may use as variables.
-const ROLES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Everything besides `tokenizer.json`.
 #[derive(Debug, Default)]
@@ -35,29 +27,21 @@ impl Surroundings {
     pub(super) fn from_dir(dir: &Path) -> Result<Self, TextError> {
         let mut found = Self::default();
         if let Some(bytes) = read_optional(&dir.join("special_tokens_map.json"))? {
-            found.special_tokens = special_tokens(
-                "special_tokens_map.json",
-                &object("special_tokens_map.json", &bytes)?,
-            )?;
+            found.special_tokens =
+                special_tokens("special_tokens_map.json", &object("special_tokens_map.json", &bytes)?)?;
         }
         if let Some(bytes) = read_optional(&dir.join("tokenizer_config.json"))? {
             found.add_config(&bytes)?;
         }
         if let Some(bytes) = read_optional(&dir.join("chat_template.json"))? {
             let json = object("chat_template.json", &bytes)?;
-            found
-                .templates
-                .extend(templates("chat_template.json", json.get("chat_template"))?);
+            found.templates.extend(templates("chat_template.json", json.get("chat_template"))?);
         }
         // Newer than the other places, so it wins.
         if let Some(text) = read_optional_text(&dir.join("chat_template.jinja"))? {
             found.templates.insert("default".into(), text);
         }
-        for entry in std::fs::read_dir(dir.join("additional_chat_templates"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in std::fs::read_dir(dir.join("additional_chat_templates")).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = path.file_stem().and_then(|s| s.to_str()).map(String::from);
             if let (Some(name), Some("jinja")) = (name, path.extension().and_then(|e| e.to_str())) {
@@ -73,33 +57,20 @@ impl Surroundings {
         const FILE: &str = "tokenizer_config.json";
         let config = object(FILE, bytes)?;
         self.special_tokens.extend(special_tokens(FILE, &config)?);
-        self.templates
-            .extend(templates(FILE, config.get("chat_template"))?);
+        self.templates.extend(templates(FILE, config.get("chat_template"))?);
         let added = match config.get("added_tokens_decoder") {
             None | Some(Value::Null) => return Ok(()),
             Some(Value::Object(map)) => map,
             Some(_) => {
-                return Err(TextError::invalid(
-                    FILE,
-                    "\"added_tokens_decoder\" must be an object",
-                ));
+                return Err(TextError::invalid(FILE, "\"added_tokens_decoder\" must be an object"));
             }
         };
         for (id, token) in added {
-            let wrong = || {
-                TextError::invalid(
-                    FILE,
-                    format!("\"added_tokens_decoder\": entry \"{id}\" must be a token"),
-                )
-            };
+            let wrong =
+                || TextError::invalid(FILE, format!("\"added_tokens_decoder\": entry \"{id}\" must be a token"));
             let id: u32 = id.parse().map_err(|_| wrong())?;
-            let content = token
-                .get("content")
-                .and_then(Value::as_str)
-                .ok_or_else(wrong)?;
-            let flag = |name: &str, default: bool| {
-                token.get(name).and_then(Value::as_bool).unwrap_or(default)
-            };
+            let content = token.get("content").and_then(Value::as_str).ok_or_else(wrong)?;
+            let flag = |name: &str, default: bool| token.get(name).and_then(Value::as_bool).unwrap_or(default);
             let special = flag("special", false);
             let added = AddedToken::from(content, special)
                 .single_word(flag("single_word", false))
@@ -113,27 +84,19 @@ impl Surroundings {
 }
 
 fn object(file: &str, bytes: &[u8]) -> Result<Map<String, Value>, TextError> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| TextError::invalid(file, format!("not a JSON object: {e}")))
+    serde_json::from_slice(bytes).map_err(|e| TextError::invalid(file, format!("not a JSON object: {e}")))
 }
 
 /// A token is written as its text, or as an object with its text in `content`.
-fn special_tokens(
-    file: &str,
-    config: &Map<String, Value>,
-) -> Result<BTreeMap<String, String>, TextError> {
+fn special_tokens(file: &str, config: &Map<String, Value>) -> Result<BTreeMap<String, String>, TextError> {
     let mut found = BTreeMap::new();
     for role in ROLES {
         let value = match config.get(role) {
             None | Some(Value::Null) => continue,
             Some(value) => value,
         };
-        let text = value
-            .as_str()
-            .or_else(|| value.get("content").and_then(Value::as_str));
-        let text = text.ok_or_else(|| {
-            TextError::invalid(file, format!("\"{role}\" must be a token, not {value}"))
-        })?;
+        let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
+        let text = text.ok_or_else(|| TextError::invalid(file, format!("\"{role}\" must be a token, not {value}")))?;
         found.insert(role.to_owned(), text.to_owned());
     }
     Ok(found)
@@ -141,25 +104,14 @@ fn special_tokens(
 
 /// One template, or a list of `{"name", "template"}`.
 fn templates(file: &str, value: Option<&Value>) -> Result<BTreeMap<String, String>, TextError> {
-    let wrong = || {
-        TextError::invalid(
-            file,
-            "\"chat_template\" must be a string or a list of {\"name\", \"template\"}",
-        )
-    };
+    let wrong = || TextError::invalid(file, "\"chat_template\" must be a string or a list of {\"name\", \"template\"}");
     match value {
         None | Some(Value::Null) => Ok(BTreeMap::new()),
         Some(Value::String(text)) => Ok(BTreeMap::from([("default".to_owned(), text.clone())])),
         Some(Value::Array(list)) => list
             .iter()
             .map(|entry| {
-                let text = |field: &str| {
-                    entry
-                        .get(field)
-                        .and_then(Value::as_str)
-                        .map(String::from)
-                        .ok_or_else(wrong)
-                };
+                let text = |field: &str| entry.get(field).and_then(Value::as_str).map(String::from).ok_or_else(wrong);
                 Ok((text("name")?, text("template")?))
             })
             .collect(),

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// An integer. JSON has one number type, so `16.0` is accepted as 16 (as pydantic does).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,9 @@ impl<'de> Deserialize<'de> for Int {
                 Ok(Int(v))
             }
             fn visit_u64<E: de::Error>(self, v: u64) -> Result<Int, E> {
-                i64::try_from(v).map(Int).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(v), &"an integer below 2^63"))
+                i64::try_from(v)
+                    .map(Int)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(v), &"an integer below 2^63"))
             }
             fn visit_f64<E: de::Error>(self, v: f64) -> Result<Int, E> {
                 // 2^53: beyond it a JSON double no longer names one integer.
@@ -140,6 +142,27 @@ impl Usage {
         }
     }
 }
+
+/// A JSON object in a given order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Pairs<V>(pub(crate) Vec<(String, V)>);
+
+impl<V: Serialize> Serialize for Pairs<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+/// One token of vLLM's `prompt_logprobs`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PromptLogprob {
+    pub(crate) logprob: f32,
+    pub(crate) rank: u32,
+    pub(crate) decoded_token: Option<String>,
+}
+
+/// vLLM's `prompt_logprobs`: for each prompt token an object by token id; null for the first.
+pub(crate) type PromptLogprobs = Vec<Option<Pairs<PromptLogprob>>>;
 
 /// What ended a choice, beyond `finish_reason`: the stop token's id or the stop string.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

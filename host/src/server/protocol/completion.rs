@@ -5,9 +5,8 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::common::{Int, Num, OneOrMany, StopCause, StreamOptions, TokenId};
+use super::common::{Int, Num, OneOrMany, Pairs, PromptLogprobs, StopCause, StreamOptions, TokenId};
 use super::fields::{RawRequest, Unsupported};
 use super::sampling::{is_empty, raw_request, unsupported};
 
@@ -137,7 +136,7 @@ pub(crate) struct CompletionLogprobs {
     pub(crate) token_logprobs: Vec<Option<f32>>,
     pub(crate) tokens: Vec<String>,
     /// Token text → log-probability, most likely first.
-    pub(crate) top_logprobs: Vec<Option<serde_json::Map<String, Value>>>,
+    pub(crate) top_logprobs: Vec<Option<Pairs<f32>>>,
 }
 
 /// One choice of an answer, whole or (in a stream) what is new of it.
@@ -153,7 +152,7 @@ pub(crate) struct CompletionChoice<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_ids: Option<&'a [u32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) prompt_logprobs: Option<&'a Value>,
+    pub(crate) prompt_logprobs: Option<&'a PromptLogprobs>,
 }
 
 #[cfg(test)]

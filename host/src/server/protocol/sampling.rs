@@ -137,11 +137,7 @@ pub(crate) const fn unsupported<const N: usize, const M: usize>(own: [Unsupporte
     let mut all = [const { Unsupported::always("") }; M];
     let mut i = 0;
     while i < M {
-        all[i] = if i < SHARED_UNSUPPORTED.len() {
-            SHARED_UNSUPPORTED[i]
-        } else {
-            own[i - SHARED_UNSUPPORTED.len()]
-        };
+        all[i] = if i < SHARED_UNSUPPORTED.len() { SHARED_UNSUPPORTED[i] } else { own[i - SHARED_UNSUPPORTED.len()] };
         i += 1;
     }
     all

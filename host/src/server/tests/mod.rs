@@ -33,6 +33,16 @@ struct CopyModel {
     spec: ExecSpec,
     logits: Vec<f32>,
     delay: Duration,
+    trouble: Trouble,
+    steps: usize,
+}
+
+/// What goes wrong in the fifth step.
+#[derive(Clone, Copy, PartialEq)]
+enum Trouble {
+    None,
+    Error,
+    Panic,
 }
 
 impl CopyModel {
@@ -60,6 +70,14 @@ impl Executor for CopyModel {
 
     fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError> {
         std::thread::sleep(self.delay);
+        self.steps += 1;
+        match self.trouble {
+            Trouble::Error if self.steps == 5 => {
+                return Err(ExecError::Failed("the device is gone".into()));
+            }
+            Trouble::Panic if self.steps == 5 => panic!("a bug in the model"),
+            _ => {}
+        }
         self.logits.clear();
         for seq in step.seqs {
             let end = seq.tokens.len();
@@ -110,6 +128,7 @@ struct Setup {
     max_model_len: usize,
     max_waiting: usize,
     max_num_seqs: usize,
+    trouble: Trouble,
     config: ServerConfig,
 }
 
@@ -122,6 +141,7 @@ impl Default for Setup {
             max_model_len: 256,
             max_waiting: 64,
             max_num_seqs: 8,
+            trouble: Trouble::None,
             config: ServerConfig { read_timeout: Duration::from_secs(5), ..ServerConfig::default() },
         }
     }
@@ -145,7 +165,7 @@ impl Setup {
             max_tokens: 512,
             max_seqs: self.max_num_seqs,
         };
-        let model = CopyModel { spec, logits: Vec::new(), delay: self.delay };
+        let model = CopyModel { spec, logits: Vec::new(), delay: self.delay, trouble: self.trouble, steps: 0 };
         let mut limits = EngineConfig::new(self.max_model_len, 256);
         limits.max_num_seqs = self.max_num_seqs;
         limits.max_num_batched_tokens = 512;

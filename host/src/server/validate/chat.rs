@@ -10,6 +10,7 @@ use crate::server::error::ApiError;
 use crate::server::protocol::chat::ChatRequest;
 use crate::server::protocol::common::Int;
 use crate::server::state::AppState;
+use crate::text::ChatTemplate;
 
 /// A chat request in range.
 pub(crate) struct Chat {
@@ -34,7 +35,9 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     params.logprobs = match (raw.logprobs.unwrap_or(false), top) {
         (true, top) => Some(top),
         (false, 0) => None,
-        (false, _) => return Err(ApiError::field("top_logprobs", "goes with logprobs: true; set logprobs to true")),
+        (false, _) => {
+            return Err(ApiError::field("top_logprobs", "goes with logprobs: true; set logprobs to true"));
+        }
     };
     if form.stream && params.prompt_logprobs.is_some() {
         return Err(ApiError::field("prompt_logprobs", "is not available with stream: true; set stream to false"));
@@ -49,7 +52,8 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     };
     let asked = asked.map(|value| sampling::count(name, value)).transpose()?.map(|asked| (name, asked));
     params.max_tokens = asked.map(|(_, asked)| asked);
-    super::check_params(state, &params).map_err(|error| rename(rename(error, "max_tokens", name), "logprobs", "top_logprobs"))?;
+    super::check_params(state, &params)
+        .map_err(|error| rename(rename(error, "max_tokens", name), "logprobs", "top_logprobs"))?;
 
     let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
     let template = Template {
@@ -67,11 +71,12 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     if let Some(truncation) = truncation {
         truncation.apply(&mut tokens);
     }
-    let default = state.llm.generation_config().max_new_tokens;
-    let max_tokens = sampling::max_tokens(state, tokens.len(), asked, default).map_err(|error| match error.param.as_deref() {
-        Some("prompt") => ApiError { param: Some("messages".into()), ..error },
-        _ => error,
-    })?;
+    let default = state.llm.default_params().max_tokens;
+    let max_tokens =
+        sampling::max_tokens(state, tokens.len(), asked, default).map_err(|error| match error.param.as_deref() {
+            Some("prompt") => ApiError { param: Some("messages".into()), ..error },
+            _ => error,
+        })?;
     params.max_tokens = Some(max_tokens);
     params.min_tokens = params.min_tokens.min(max_tokens);
     let all = state.llm.info().vocab_size;
@@ -143,9 +148,8 @@ impl Template {
                 return Err(ApiError::field("chat_template", message));
             }
             Some(source) => {
-                own = tokenizer
-                    .compile_chat_template(&source)
-                    .map_err(|e| ApiError::field("chat_template", e.to_string()))?;
+                own = ChatTemplate::new(&source, tokenizer.special_tokens().clone());
+                own.source(false).map_err(|e| ApiError::field("chat_template", e.to_string()))?;
                 &own
             }
             None => tokenizer.chat_template().ok_or_else(|| {
@@ -156,7 +160,7 @@ impl Template {
         };
         let mut text = template
             .render(&messages, add_generation_prompt, None, &self.kwargs)
-            .map_err(|e| ApiError::field("messages", format!("the chat template refused them: {e}")))?;
+            .map_err(|e| ApiError::field("messages", e.to_string()))?;
         let field = |name| messages.last().and_then(|m| m.get(name)).and_then(Value::as_str).unwrap_or_default();
         let last = Last { role: field("role").to_owned(), content: field("content").to_owned() };
         if self.continue_final_message {
@@ -186,7 +190,8 @@ mod tests {
 
     #[test]
     fn the_final_message_is_cut_behind_its_text() {
-        let cut = |rendered: &str, content| end_of_final_message(rendered, content).map(|end| rendered[..end].to_owned());
+        let cut =
+            |rendered: &str, content| end_of_final_message(rendered, content).map(|end| rendered[..end].to_owned());
         assert_eq!(cut("<a>yes</a><a>yes</a>", "yes").unwrap(), "<a>yes</a><a>yes");
         assert_eq!(cut("<a> one two </a>", " one two ").unwrap(), "<a> one two ");
         assert_eq!(cut("<a>one two</a>", " one two ").unwrap(), "<a>one two");

@@ -46,13 +46,17 @@ pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result
     }
     if form.stream && echoed && params.n > 1 && params.logprobs.is_some() {
         // The first choice alone reports on the prompt, and the others may come before it.
-        let message = "more than one choice with echo and logprobs is not available with stream: true; set stream to false";
+        let message =
+            "more than one choice with echo and logprobs is not available with stream: true; set stream to false";
         return Err(ApiError::field("n", message));
     }
     let prompts = raw.prompt.map(|prompts| prompts.0).unwrap_or_default();
     if prompts.is_empty() {
         return Err(ApiError::field("prompt", "is missing or empty; send a text, token ids, or a list of either"));
     }
+    // Ranges first: an absurd max_tokens should not be reported as a prompt that is too long.
+    params.max_tokens = Some(asked.map_or(DEFAULT_MAX_TOKENS, |(_, asked)| asked));
+    super::check_params(state, &params)?;
     let (choices, limit) = (prompts.len().saturating_mul(params.n), state.config.max_choices);
     if choices > limit {
         let message = format!(
@@ -63,9 +67,6 @@ pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result
         );
         return Err(ApiError::field("prompt", message));
     }
-    // Ranges first: an absurd max_tokens should not be reported as a prompt that is too long.
-    params.max_tokens = Some(asked.map_or(DEFAULT_MAX_TOKENS, |(_, asked)| asked));
-    super::check_params(state, &params)?;
 
     let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
     let priority = sampling::priority(&shared)?;
@@ -105,7 +106,8 @@ fn tokens(
     match prompt {
         RawPrompt::Text(text) => {
             let tokenizer = super::tokenizer(state, "a text prompt")?;
-            let tokens = tokenizer.encode(&text, add_special_tokens).map_err(|e| ApiError::field(field, e.to_string()))?;
+            let tokens =
+                tokenizer.encode(&text, add_special_tokens).map_err(|e| ApiError::field(field, e.to_string()))?;
             Ok((tokens, Some(text)))
         }
         RawPrompt::Tokens(tokens) => {

@@ -55,7 +55,9 @@ fn one(path: &str, message: Map<String, Value>) -> Result<Value, ApiError> {
             ("name" | "tool_call_id" | "reasoning" | "reasoning_content", other) => {
                 return Err(wrong(path, &name, "a string", &other));
             }
-            ("tool_calls", other) => return Err(wrong(path, &name, "a list of tool calls", &other)),
+            ("tool_calls", other) => {
+                return Err(wrong(path, &name, "a list of tool calls", &other));
+            }
             // What clients copy back from an answer without meaning anything by it.
             ("annotations", Value::Array(list)) if list.is_empty() => {}
             ("refusal" | "annotations" | "audio" | "function_call" | "weight" | "prefix", other) => {
@@ -97,7 +99,8 @@ fn text_part(path: &str, part: Value) -> Result<String, ApiError> {
         Value::String(text) => return Ok(text),
         Value::Object(part) => part,
         other => {
-            let message = format!("expected a part such as {{\"type\": \"text\", \"text\": \"…\"}}, got {}", shorten(&other));
+            let message =
+                format!("expected a part such as {{\"type\": \"text\", \"text\": \"…\"}}, got {}", shorten(&other));
             return Err(ApiError::field(path, message));
         }
     };
@@ -105,7 +108,9 @@ fn text_part(path: &str, part: Value) -> Result<String, ApiError> {
         Some(Value::String(kind)) => kind,
         Some(other) => return Err(wrong(path, "type", "a string", &other)),
         None if part.contains_key("text") => "text".into(),
-        None => return Err(ApiError::field(format!("{path}.type"), "is missing; this server reads parts of type text")),
+        None => {
+            return Err(ApiError::field(format!("{path}.type"), "is missing; this server reads parts of type text"));
+        }
     };
     if !TEXT_PARTS.contains(&kind.as_str()) {
         let message = format!("content parts of type {kind} are not supported by this server; it reads text only");
@@ -117,7 +122,9 @@ fn text_part(path: &str, part: Value) -> Result<String, ApiError> {
         None => return Err(ApiError::field(format!("{path}.text"), "is missing")),
     };
     match part.into_iter().find(|(_, value)| !value.is_null()) {
-        Some((name, _)) => Err(ApiError::field(format!("{path}.{name}"), "unknown field; a text part has type and text")),
+        Some((name, _)) => {
+            Err(ApiError::field(format!("{path}.{name}"), "unknown field; a text part has type and text"))
+        }
         None => Ok(text),
     }
 }
@@ -140,7 +147,9 @@ fn tool_call(path: &str, call: Value) -> Result<Value, ApiError> {
         Some(Value::String(text)) => serde_json::from_str(&text)
             .map_err(|e| ApiError::field(&path, format!("is not valid JSON: {e}; send what the model produced")))?,
         Some(object @ Value::Object(_)) => object,
-        Some(other) => return Err(ApiError::field(path, format!("expected a string of JSON, got {}", shorten(&other)))),
+        Some(other) => {
+            return Err(ApiError::field(path, format!("expected a string of JSON, got {}", shorten(&other))));
+        }
     };
     function.insert("arguments".into(), arguments);
     Ok(Value::Object(call))

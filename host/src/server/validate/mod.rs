@@ -74,10 +74,17 @@ pub(crate) fn request_id(of_header: RequestId, of_body: Option<String>) -> Resul
     }
 }
 
+/// Bodies up to this size are tokenised where they are: that takes less time than another thread's attention.
+const SMALL: usize = 4 << 10;
+
 /// Runs work that takes long for long inputs (templates, tokenising) where it holds no other request up.
 pub(crate) async fn off_loop<T: Send + 'static>(
+    body_size: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
+    if body_size <= SMALL {
+        return work();
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         // Let the panic layer report it like any other.

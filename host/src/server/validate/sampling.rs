@@ -74,7 +74,10 @@ pub(crate) fn count(name: &str, value: Int) -> Result<usize, ApiError> {
 pub(crate) fn form(shared: &Shared) -> Result<Form, ApiError> {
     let stream = shared.stream.unwrap_or(false);
     if shared.stream_options.is_some() && !stream {
-        return Err(ApiError::field("stream_options", "goes with stream: true only; leave it out or set stream to true"));
+        return Err(ApiError::field(
+            "stream_options",
+            "goes with stream: true only; leave it out or set stream to true",
+        ));
     }
     let StreamOptions { include_usage, continuous_usage_stats } = shared.stream_options.unwrap_or_default();
     let include_usage = include_usage.unwrap_or(false);
@@ -91,21 +94,17 @@ pub(crate) fn form(shared: &Shared) -> Result<Form, ApiError> {
 
 /// The sampling parameters. `max_tokens`, and what `logprobs` means, differ between the APIs: the caller sets them.
 pub(crate) fn params(state: &AppState, shared: &mut Shared) -> Result<RequestParams, ApiError> {
-    let defaults = state.llm.generation_config();
     let f32 = |value: Option<Num>| value.map(|Num(value)| value as f32);
     let ids = |ids: Vec<TokenId>| ids.into_iter().map(|TokenId(id)| id).collect::<Vec<_>>();
-    let mut params = RequestParams::default();
+    let mut params = state.llm.default_params();
     if let Some(n) = shared.n {
         params.n = count("n", n)?;
     }
-    let temperature = f32(shared.temperature).or(defaults.temperature);
-    params.temperature = temperature.unwrap_or(params.temperature);
-    params.top_p = f32(shared.top_p).or(defaults.top_p).unwrap_or(params.top_p);
-    let top_k = shared.top_k.map(|Int(top_k)| top_k).or(defaults.top_k.and_then(|top_k| i64::try_from(top_k).ok()));
-    params.top_k = top_k.unwrap_or(params.top_k);
-    params.min_p = f32(shared.min_p).or(defaults.min_p).unwrap_or(params.min_p);
-    let repetition_penalty = f32(shared.repetition_penalty).or(defaults.repetition_penalty);
-    params.repetition_penalty = repetition_penalty.unwrap_or(params.repetition_penalty);
+    params.temperature = f32(shared.temperature).unwrap_or(params.temperature);
+    params.top_p = f32(shared.top_p).unwrap_or(params.top_p);
+    params.top_k = shared.top_k.map_or(params.top_k, |Int(top_k)| top_k);
+    params.min_p = f32(shared.min_p).unwrap_or(params.min_p);
+    params.repetition_penalty = f32(shared.repetition_penalty).unwrap_or(params.repetition_penalty);
     params.presence_penalty = f32(shared.presence_penalty).unwrap_or(params.presence_penalty);
     params.frequency_penalty = f32(shared.frequency_penalty).unwrap_or(params.frequency_penalty);
     params.logit_bias = logit_bias(shared)?;
@@ -124,7 +123,8 @@ pub(crate) fn params(state: &AppState, shared: &mut Shared) -> Result<RequestPar
     if state.llm.tokenizer().is_none() {
         for (name, given) in [("stop", !params.stop.is_empty()), ("bad_words", !params.bad_words.is_empty())] {
             if given {
-                let message = "needs a tokenizer, and this model was loaded without one; use stop_token_ids or logit_bias";
+                let message =
+                    "needs a tokenizer, and this model was loaded without one; use stop_token_ids or logit_bias";
                 return Err(ApiError::field(name, message));
             }
         }

@@ -3,41 +3,17 @@
 //! For each tile of 64 positions: scores of up to four queries at a time, the online softmax of each query, then the
 //! weighted sum of values, which lives in the output row itself.
 
-use half::bf16;
+use std::ops::Range;
 
 use super::super::Rows;
 use super::super::operands::SharedRows;
-use super::super::simd::{self, Simd};
+use super::super::simd::{self, Element, Simd, function, map_in_place};
 use super::{AttentionParams, BLOCK, KvShape, QUERIES, SeqSpan};
 
 /// Positions of a tile.
 const TILE: usize = 64;
 
-/// An element of the cache.
-pub(super) trait Element: Copy + Send + Sync + 'static {
-    const ZERO: Self;
-    /// # Safety
-    /// `L` elements are readable.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
-}
-
-impl Element for f32 {
-    const ZERO: Self = 0.0;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: passed on.
-        unsafe { s.load(p) }
-    }
-}
-
-impl Element for bf16 {
-    const ZERO: Self = bf16::ZERO;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: passed on.
-        unsafe { s.load_bf16(p) }
-    }
-}
+function!(Scale { factor: f32 }, |self, s, a, _b, _c| s.mul(a, s.splat(self.factor)));
 
 /// The operands of one call, checked.
 pub(super) struct Work<'a, E> {
@@ -116,8 +92,8 @@ impl<E: Element> Work<'_, E> {
             let blocks = (from.max(base) - base) / BLOCK..(to.min(base + TILE) - base).div_ceil(BLOCK);
             let ids = &task.seq.blocks[base / BLOCK..];
             for first in (0..queries).step_by(4) {
-                let count = (queries - first).min(4);
-                self.score(s, task, &mut state, first, count, ids, blocks.clone());
+                let some = first..queries.min(first + 4);
+                self.score(s, task, &mut state, some, ids, blocks.clone());
             }
             for query in 0..queries {
                 let position = task.position(query);
@@ -146,9 +122,9 @@ impl<E: Element> Work<'_, E> {
         }
         for query in 0..queries {
             let (row, head) = task.place(query);
-            let factor = s.splat(1.0 / state.sum[query]);
+            let scale = Scale { factor: 1.0 / state.sum[query] };
             // SAFETY: a query of this task; the reference ends here.
-            super::super::ops::map_in_place(s, unsafe { self.out(row, head) }, |x| s.mul(x, factor));
+            map_in_place(s, unsafe { self.out(row, head) }, &scale);
         }
     }
 
@@ -170,25 +146,24 @@ impl<E: Element> Work<'_, E> {
         s: S,
         task: &Task<'_>,
         state: &mut State,
-        first: usize,
-        count: usize,
+        queries: Range<usize>,
         ids: &[u32],
-        blocks: std::ops::Range<usize>,
+        blocks: Range<usize>,
     ) {
         let dim = self.shape.head_dim;
         let mut q = [self.q.data.as_ptr(); 4];
-        for i in 0..count {
-            let (row, head) = task.place(first + i);
+        for (i, query) in queries.clone().enumerate() {
+            let (row, head) = task.place(query);
             q[i] = self.q.row(row)[head * dim..][..dim].as_ptr();
         }
         let key = |block: usize| -> *const E {
             let at = ids[block] as usize * self.shape.k_block() + task.kv_head * dim * BLOCK;
             self.k[at..][..dim * BLOCK].as_ptr()
         };
-        let to = &mut state.scores[first..first + count];
+        let to = &mut state.scores[queries];
         let mut block = blocks.start;
         while block < blocks.end {
-            // SAFETY: q points to `dim` elements for `count` queries, `keys` to `dim * 16` each.
+            // SAFETY: q points to `dim` elements for each query, `keys` to `dim * 16` each.
             unsafe {
                 if S::L == 16 && blocks.end - block == 4 {
                     let keys = [key(block), key(block + 1), key(block + 2), key(block + 3)];

@@ -3,7 +3,9 @@
 //! The cache of one layer is one slice for K and one for V, in blocks of 16 positions. The layout inside a block is the
 //! kernels' own (K is transposed, so that 16 keys are scored without horizontal sums):
 //!
-//!     K [blocks][kv_heads][head_dim][16]        V [blocks][kv_heads][16][value_dim]
+//! ```text
+//! K [blocks][kv_heads][head_dim][16]        V [blocks][kv_heads][16][value_dim]
+//! ```
 //!
 //! Checks and the split over threads are here; `kernel` computes, `cache` writes. Batch invariance: keys are taken in
 //! tiles of 64 positions that begin at absolute multiples of 64, with an online softmax from tile to tile; a masked key
@@ -235,7 +237,7 @@ pub fn attention(
 }
 
 /// Deals the tasks out to the threads, in turn: for each sequence and kv head, tiles of rows.
-fn spread<E: kernel::Element>(cpu: &Cpu, seqs: &[SeqSpan<'_>], work: Work<'_, E>) {
+fn spread<E: simd::Element>(cpu: &Cpu, seqs: &[SeqSpan<'_>], work: Work<'_, E>) {
     let isa = cpu.isa();
     cpu.pool().run(&|part, parts| simd::dispatch(isa, Share { work: &work, seqs, part, parts }));
 }
@@ -248,7 +250,7 @@ struct Share<'w, E> {
     parts: usize,
 }
 
-impl<E: kernel::Element> Kernel for Share<'_, E> {
+impl<E: simd::Element> Kernel for Share<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let group = self.work.params.heads / self.work.shape.kv_heads;

@@ -134,12 +134,12 @@ fn check(
         other.check_shape("epilogue.other", x.rows, out.cols)?;
     }
     for (index, segment) in segments.iter().enumerate() {
-        let elements = segment.n.checked_mul(x.cols).unwrap_or(usize::MAX);
+        let elements = segment.n.saturating_mul(x.cols);
         check_eq("segment.weight", "number of elements (n * k)", elements, segment.weight.len())?;
         if let Some(bias) = segment.bias {
             check_eq("segment.bias", "length", segment.n, bias.len())?;
         }
-        let end = segment.out_offset.checked_add(segment.n).unwrap_or(usize::MAX);
+        let end = segment.out_offset.saturating_add(segment.n);
         check_len("out", end, out.cols)?;
         let dtype = segment.weight.dtype();
         if dtype != segments[0].weight.dtype() {

@@ -122,28 +122,18 @@ impl Kernel for Pack<'_> {
                 // SAFETY: the panel is inside the packed space, 64-byte aligned, and no other thread packs it; its size
                 // is rows * padded k elements.
                 unsafe {
-                    match self.form {
-                        Form::PairsBf16 => pack_row::<u16, 32>(row, self.to.panel(first), rows, i, |from, to| {
-                            from.iter().zip(to).for_each(|(x, to)| *to = round_bf16(*x));
-                        }),
-                        Form::Plain(_) => {
-                            if S::L == 16 {
-                                pack_row::<f32, 32>(row, self.to.panel(first), rows, i, |from, to| *to = *from);
-                            } else {
-                                pack_row::<f32, 16>(row, self.to.panel(first), rows, i, |from, to| *to = *from);
-                            }
+                    match (self.form, S::L) {
+                        (Form::PairsBf16, _) => pack_row::<Rounded, 32>(row, self.to.panel(first), rows, i),
+                        (Form::Plain(_), 16) => pack_row::<Same, 32>(row, self.to.panel(first), rows, i),
+                        (Form::Plain(_), _) => pack_row::<Same, 16>(row, self.to.panel(first), rows, i),
+                        (Form::Alternate, 16) => pack_row::<Exact, 32>(row, self.to.panel(first), rows, i),
+                        (Form::Alternate, _) => pack_row::<Exact, 16>(row, self.to.panel(first), rows, i),
+                        // Only without the dot product, so never with 16 lanes; but right even then.
+                        (Form::AlternateRounded, 16) => {
+                            pack_row::<ExactRounded, 32>(row, self.to.panel(first), rows, i);
                         }
-                        Form::Alternate | Form::AlternateRounded => {
-                            let rounded = self.form == Form::AlternateRounded;
-                            if S::L == 16 {
-                                pack_row::<f32, 32>(row, self.to.panel(first), rows, i, |from, to| {
-                                    alternate(from, to, rounded);
-                                });
-                            } else {
-                                pack_row::<f32, 16>(row, self.to.panel(first), rows, i, |from, to| {
-                                    alternate(from, to, rounded);
-                                });
-                            }
+                        (Form::AlternateRounded, _) => {
+                            pack_row::<ExactRounded, 16>(row, self.to.panel(first), rows, i);
                         }
                     }
                 }
@@ -152,39 +142,74 @@ impl Kernel for Pack<'_> {
     }
 }
 
+/// How one step of a row is packed.
+trait Convert {
+    /// An element of the packed form.
+    type E: Copy;
+    /// Must be `#[inline(always)]`.
+    fn convert<const K: usize>(from: &[f32; K], to: &mut [Self::E; K]);
+}
+
+struct Same;
+impl Convert for Same {
+    type E = f32;
+    #[inline(always)]
+    fn convert<const K: usize>(from: &[f32; K], to: &mut [f32; K]) {
+        *to = *from;
+    }
+}
+
+struct Rounded;
+impl Convert for Rounded {
+    type E = u16;
+    #[inline(always)]
+    fn convert<const K: usize>(from: &[f32; K], to: &mut [u16; K]) {
+        for i in 0..K {
+            to[i] = round_bf16(from[i]);
+        }
+    }
+}
+
+struct Exact;
+impl Convert for Exact {
+    type E = f32;
+    #[inline(always)]
+    fn convert<const K: usize>(from: &[f32; K], to: &mut [f32; K]) {
+        for i in 0..K / 2 {
+            to[i] = from[2 * i];
+            to[K / 2 + i] = from[2 * i + 1];
+        }
+    }
+}
+
+struct ExactRounded;
+impl Convert for ExactRounded {
+    type E = f32;
+    #[inline(always)]
+    fn convert<const K: usize>(from: &[f32; K], to: &mut [f32; K]) {
+        Exact::convert(from, to);
+        for x in to {
+            *x = f32::from_bits(u32::from(round_bf16(*x)) << 16);
+        }
+    }
+}
+
 /// Writes row `i` of a panel of `rows`, `K` elements at a time.
 ///
 /// # Safety
-/// `to` is the panel, aligned for `E`, with room for `rows` rows of k rounded up to `K`.
+/// `to` is the panel, aligned for its elements, with room for `rows` rows of k rounded up to `K`.
 #[inline(always)]
-unsafe fn pack_row<E: Copy, const K: usize>(
-    row: &[f32],
-    to: *mut E,
-    rows: usize,
-    i: usize,
-    convert: impl Fn(&[f32; K], &mut [E; K]),
-) {
+unsafe fn pack_row<C: Convert, const K: usize>(row: &[f32], to: *mut C::E, rows: usize, i: usize) {
     let (steps, tail) = row.as_chunks::<K>();
     for (step, from) in steps.iter().enumerate() {
         // SAFETY: step and row are inside the panel. Any bit pattern is a valid element.
-        convert(from, unsafe { &mut *to.add((step * rows + i) * K).cast() });
+        C::convert(from, unsafe { &mut *to.add((step * rows + i) * K).cast::<[C::E; K]>() });
     }
     if !tail.is_empty() {
         let mut padded = [0.0; K];
         padded[..tail.len()].copy_from_slice(tail);
         // SAFETY: as above; the panel is padded to whole steps.
-        convert(&padded, unsafe { &mut *to.add((steps.len() * rows + i) * K).cast() });
-    }
-}
-
-#[inline(always)]
-fn alternate<const K: usize>(from: &[f32; K], to: &mut [f32; K], rounded: bool) {
-    for i in 0..K / 2 {
-        to[i] = from[2 * i];
-        to[K / 2 + i] = from[2 * i + 1];
-    }
-    if rounded {
-        to.iter_mut().for_each(|x| *x = f32::from_bits(u32::from(round_bf16(*x)) << 16));
+        C::convert(&padded, unsafe { &mut *to.add((steps.len() * rows + i) * K).cast::<[C::E; K]>() });
     }
 }
 

@@ -15,6 +15,9 @@ use super::{Epilogue, Segment};
 /// Rows of W in a tile: what threads share out.
 pub(super) const UNIT: usize = 4;
 
+/// Up to this many rows of X the kernels prefetch W.
+const PREFETCH_ROWS: usize = 2;
+
 /// How much packed X is kept in the L2 cache while W streams by.
 pub(super) const BLOCK_BYTES: usize = 512 * 1024;
 
@@ -36,23 +39,34 @@ pub(super) struct Part<'a> {
     pub(super) units: Range<usize>,
 }
 
+/// Computes some rows of one weight against some rows of X.
+trait Strip {
+    /// Must be `#[inline(always)]`.
+    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>);
+}
+
 /// Weights widened to f32.
 pub(super) struct Widen<'a>(pub(super) Part<'a>);
 
 impl Kernel for Widen<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.0.walk(s, |part, segment, rows, block| {
-            // SAFETY: the slices have n * k elements (checked), `rows` is a range of segment rows and `block` of rows of
-            // X; this thread alone writes these outputs.
-            unsafe {
-                match segment.weight {
-                    WeightRef::F32(w) => part.strip(Wide::<S, f32>(s, PhantomData), w, segment, rows, block),
-                    WeightRef::F16(w) => part.strip(Wide::<S, f16>(s, PhantomData), w, segment, rows, block),
-                    WeightRef::Bf16(w) => part.strip(Wide::<S, bf16>(s, PhantomData), w, segment, rows, block),
-                }
+        self.0.walk(s, &self);
+    }
+}
+
+impl Strip for Widen<'_> {
+    #[inline(always)]
+    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
+        // SAFETY: the slices have n * k elements (checked), `columns` is a range of segment rows and `block` of rows of
+        // X; this thread alone writes these outputs.
+        unsafe {
+            match segment.weight {
+                WeightRef::F32(w) => self.0.strip(Wide::<S, f32>(s, PhantomData), w, segment, columns, block),
+                WeightRef::F16(w) => self.0.strip(Wide::<S, f16>(s, PhantomData), w, segment, columns, block),
+                WeightRef::Bf16(w) => self.0.strip(Wide::<S, bf16>(s, PhantomData), w, segment, columns, block),
             }
-        });
+        }
     }
 }
 
@@ -64,21 +78,27 @@ pub(super) struct Dot<'a>(pub(super) Part<'a>);
 impl Kernel for Dot<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.0.walk(s, &self);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Strip for Dot<'_> {
+    #[inline(always)]
+    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
         // SAFETY: this kernel is run through `avx512::run` only, whose caller vouches for the processor.
         let step = super::step::Pairs(unsafe { simd::avx512::Avx512::assume() });
-        self.0.walk(s, |part, segment, rows, block| {
-            if let WeightRef::Bf16(w) = segment.weight {
-                // SAFETY: as in `Widen`.
-                unsafe { part.strip(step, w, segment, rows, block) }
-            }
-        });
+        if let WeightRef::Bf16(w) = segment.weight {
+            // SAFETY: as in `Widen`.
+            unsafe { self.0.strip(step, w, segment, columns, block) }
+        }
     }
 }
 
 impl Part<'_> {
     /// Calls `strip` for every segment's part of this thread's units and every block of rows of X; then activates.
     #[inline(always)]
-    fn walk<S: Simd>(&self, s: S, strip: impl Fn(&Self, &Segment<'_>, Range<usize>, Range<usize>)) {
+    fn walk<S: Simd>(&self, s: S, strip: &impl Strip) {
         let panel = S::PANEL;
         let block = pack::block_rows(panel, self.packed.row_bytes);
         for first in (0..self.m).step_by(block) {
@@ -93,7 +113,7 @@ impl Part<'_> {
                 if columns.is_empty() {
                     continue;
                 }
-                strip(self, segment, columns.clone(), rows.clone());
+                strip.strip(s, segment, columns.clone(), rows.clone());
                 let Some(activation) = segment.activation else {
                     continue;
                 };
@@ -101,7 +121,7 @@ impl Part<'_> {
                     let start = segment.out_offset + columns.start;
                     // SAFETY: these outputs are this thread's own, and written already.
                     let y = unsafe { self.target.out.part(row, start, columns.len()) };
-                    super::super::ops::map_in_place(s, y, |x| simd::apply(s, activation, x));
+                    simd::map_in_place(s, y, &simd::Apply { activation });
                 }
             }
         }
@@ -214,6 +234,12 @@ unsafe fn tile<T: Step, const M: usize, const N: usize>(t: T, at: At<T>) -> [[f3
             let mut rows = [w.add(step * T::K); N];
             for j in 1..N {
                 rows[j] = rows[0].add(j * k);
+            }
+            if M <= PREFETCH_ROWS {
+                // With few rows of X the memory is the limit: ask for what the next tile will read here.
+                for j in 0..N {
+                    s.prefetch(rows[j].wrapping_add(N * k));
+                }
             }
             accumulate::<T, M, N>(t, &mut sums, x.add(step * M * T::K), rows);
         }

@@ -1,31 +1,11 @@
 //! Elementwise functions of one or two inputs.
 
 use super::super::operands::SharedRows;
-use super::super::simd::{self, Activation, Simd};
+use super::super::simd::{self, Activation, Apply, Function, Simd, function};
 use super::super::{Cpu, KernelError, Rows, RowsMut};
 use super::{ByRow, by_row};
 
-/// `x[i] = f(x[i])`.
-#[inline(always)]
-pub(in super::super) fn map_in_place<S: Simd>(s: S, x: &mut [f32], f: impl Fn(S::V) -> S::V) {
-    let mut chunks = x.chunks_exact_mut(S::L);
-    for chunk in &mut chunks {
-        s.to(chunk, f(s.of(chunk)));
-    }
-    let tail = chunks.into_remainder();
-    if !tail.is_empty() {
-        s.to_part(tail, f(s.of_part(tail)));
-    }
-}
-
-/// A function of one element (`UNARY`) or two.
-trait Function: Sync {
-    const UNARY: bool;
-    /// Must be `#[inline(always)]`.
-    fn call<S: Simd>(&self, s: S, a: S::V, b: S::V) -> S::V;
-}
-
-/// `out = f(a, b)`; without `a`, in place: `out = f(out, b)`. A function of one element leaves `b` alone.
+/// `out = f(a, b)`; without `a`, in place: `out = f(out, b)`. Without `b`, that is `a` too.
 struct Map<'a, F> {
     f: F,
     a: Option<Rows<'a>>,
@@ -47,8 +27,8 @@ impl<F: Function> ByRow for Map<'_, F> {
                 Some(a) => s.of(&a[i..]),
                 None => s.of(&out[i..]),
             };
-            let y = if F::UNARY { x } else { b.map_or(x, |b| s.of(&b[i..])) };
-            s.to(&mut out[i..], self.f.call(s, x, y));
+            let y = if let Some(b) = b { s.of(&b[i..]) } else { x };
+            s.to(&mut out[i..], self.f.call(s, x, y, x));
             i += S::L;
         }
         if i < n {
@@ -56,8 +36,8 @@ impl<F: Function> ByRow for Map<'_, F> {
                 Some(a) => s.of_part(&a[i..]),
                 None => s.of_part(&out[i..]),
             };
-            let y = if F::UNARY { x } else { b.map_or(x, |b| s.of_part(&b[i..])) };
-            s.to_part(&mut out[i..], self.f.call(s, x, y));
+            let y = if let Some(b) = b { s.of_part(&b[i..]) } else { x };
+            s.to_part(&mut out[i..], self.f.call(s, x, y, x));
         }
     }
 }
@@ -79,26 +59,11 @@ fn map<F: Function>(
     Ok(())
 }
 
-macro_rules! function {
-    ($(#[$doc:meta])* $name:ident {$($field:ident: $type:ty)?}, $unary:literal, |$self:ident, $s:ident, $a:ident, $b:ident| $body:expr) => {
-        $(#[$doc])*
-        struct $name { $($field: $type)? }
-        impl Function for $name {
-            const UNARY: bool = $unary;
-            #[inline(always)]
-            fn call<S: Simd>(&$self, $s: S, $a: S::V, $b: S::V) -> S::V {
-                $body
-            }
-        }
-    };
-}
-
-function!(Apply { activation: Activation }, true, |self, s, a, _b| simd::apply(s, self.activation, a));
-function!(Gate { activation: Activation }, false, |self, s, a, b| s.mul(simd::apply(s, self.activation, a), b));
-function!(Add {}, false, |self, s, a, b| s.add(a, b));
-function!(Mul {}, false, |self, s, a, b| s.mul(a, b));
-function!(Scale { factor: f32 }, true, |self, s, a, _b| s.mul(a, s.splat(self.factor)));
-function!(Softcap { cap: f32 }, true, |self, s, a, _b| {
+function!(Gate { activation: Activation }, |self, s, a, b, _c| s.mul(simd::apply(s, self.activation, a), b));
+function!(Add {}, |self, s, a, b, _c| s.add(a, b));
+function!(Mul {}, |self, s, a, b, _c| s.mul(a, b));
+function!(pub(super) Scale { factor: f32 }, |self, s, a, _b, _c| s.mul(a, s.splat(self.factor)));
+function!(Softcap { cap: f32 }, |self, s, a, _b, _c| {
     let cap = s.splat(self.cap);
     s.mul(cap, simd::tanh(s, s.div(a, cap)))
 });

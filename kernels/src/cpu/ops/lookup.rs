@@ -1,11 +1,10 @@
 //! Rows by index, and what is done to logits: softmax and argmax.
 
-use half::{bf16, f16};
-
 use super::super::error::{check_eq, check_len};
 use super::super::operands::SharedRows;
-use super::super::simd::{self, Simd};
+use super::super::simd::{self, Element, Simd, map_in_place};
 use super::super::{Cpu, KernelError, Rows, RowsMut, WeightRef};
+use super::elementwise::Scale;
 use super::{ByRow, by_row};
 
 fn check_index(argument: &'static str, index: &[u32], limit: usize) -> Result<(), KernelError> {
@@ -30,31 +29,23 @@ impl ByRow for Embed<'_> {
         let from = self.ids[row] as usize * self.dim;
         match self.table {
             WeightRef::F32(w) => out.copy_from_slice(&w[from..][..self.dim]),
-            // SAFETY (both): `widen` asks for L readable elements, and checks that they are there.
-            WeightRef::Bf16(w) => widen(
-                &w[from..][..self.dim],
-                out,
-                S::L,
-                |x, y| s.to(y, unsafe { s.load_bf16(x.as_ptr()) }),
-                bf16::to_f32,
-            ),
-            WeightRef::F16(w) => {
-                widen(&w[from..][..self.dim], out, S::L, |x, y| s.to(y, unsafe { s.load_f16(x.as_ptr()) }), f16::to_f32)
-            }
+            WeightRef::Bf16(w) => widen(s, &w[from..][..self.dim], out),
+            WeightRef::F16(w) => widen(s, &w[from..][..self.dim], out),
         }
     }
 }
 
-/// Widens a row, `lanes` elements at a time; exact, so vector body and scalar tail agree.
+/// Widens a row; exact, so vector body and scalar tail agree.
 #[inline(always)]
-fn widen<E: Copy>(x: &[E], out: &mut [f32], lanes: usize, body: impl Fn(&[E], &mut [f32]), tail: impl Fn(E) -> f32) {
-    let mut from = x.chunks_exact(lanes);
-    let mut to = out.chunks_exact_mut(lanes);
+fn widen<S: Simd, E: Element>(s: S, x: &[E], out: &mut [f32]) {
+    let mut from = x.chunks_exact(S::L);
+    let mut to = out.chunks_exact_mut(S::L);
     for (x, y) in (&mut from).zip(&mut to) {
-        body(x, y);
+        // SAFETY: the chunk has L elements.
+        s.to(y, unsafe { E::load(s, x.as_ptr()) });
     }
     for (x, y) in from.remainder().iter().zip(to.into_remainder()) {
-        *y = tail(*x);
+        *y = x.widen();
     }
 }
 
@@ -127,8 +118,7 @@ impl ByRow for Softmax {
             sum = s.add(sum, s.keep(e, 0, tail.len(), s.splat(0.0)));
             s.to_part(tail, e);
         }
-        let factor = s.splat(1.0 / s.hsum(sum));
-        super::map_in_place(s, x, |v| s.mul(v, factor));
+        map_in_place(s, x, &Scale { factor: 1.0 / s.hsum(sum) });
     }
 }
 

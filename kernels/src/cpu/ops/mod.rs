@@ -12,8 +12,6 @@ pub use lookup::{argmax, embed, gather_rows, softmax};
 pub use norm::{LayerNorm, RmsNorm, add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_heads};
 pub use rope::{Rope, RopeStyle, rope, rope_to};
 
-pub(super) use elementwise::map_in_place;
-
 use super::simd::{self, Kernel, Simd};
 use super::{Cpu, split};
 

@@ -2,7 +2,7 @@
 
 use super::super::error::check_eq;
 use super::super::operands::SharedRows;
-use super::super::simd::Simd;
+use super::super::simd::{Function, Simd, function};
 use super::super::{Cpu, KernelError, Rows, RowsMut};
 use super::{ByRow, by_row};
 
@@ -28,24 +28,41 @@ pub struct LayerNorm<'a> {
     pub eps: f32,
 }
 
-/// `sum(f(x[i]))`: four accumulators over whole vectors, then the tail, in one order that depends on the length alone.
+function!(Sum {}, |self, s, sum, x, _c| s.add(sum, x));
+function!(SumOfSquares {}, |self, s, sum, x, _c| s.fma(x, x, sum));
+function!(SumOfDeviations { mean: f32 }, |self, s, sum, x, _c| {
+    let deviation = s.sub(x, s.splat(self.mean));
+    s.fma(deviation, deviation, sum)
+});
+function!(Rms { factor: f32, offset: f32 }, |self, s, x, weight, _bias| {
+    s.mul(s.mul(x, s.splat(self.factor)), s.add(weight, s.splat(self.offset)))
+});
+function!(Layer { mean: f32, factor: f32 }, |self, s, x, weight, bias| {
+    s.fma(s.mul(s.sub(x, s.splat(self.mean)), s.splat(self.factor)), weight, bias)
+});
+function!(AddThird {}, |self, s, a, _b, c| s.add(a, c));
+
+/// Sums by `sum = f(sum, x[i])`: four accumulators over whole vectors, then the tail, in one order that depends on the length alone.
 #[inline(always)]
-fn reduce<S: Simd>(s: S, x: &[f32], f: impl Fn(S::V, S::V) -> S::V) -> f32 {
+fn reduce<S: Simd>(s: S, x: &[f32], f: &impl Function) -> f32 {
     let mut sums = [s.splat(0.0); 4];
     let mut chunks = x.chunks_exact(4 * S::L);
     for chunk in &mut chunks {
         for i in 0..4 {
-            sums[i] = f(sums[i], s.of(&chunk[i * S::L..]));
+            let v = s.of(&chunk[i * S::L..]);
+            sums[i] = f.call(s, sums[i], v, v);
         }
     }
     let mut rest = chunks.remainder().chunks_exact(S::L);
     for chunk in &mut rest {
-        sums[0] = f(sums[0], s.of(chunk));
+        let v = s.of(chunk);
+        sums[0] = f.call(s, sums[0], v, v);
     }
     let tail = rest.remainder();
     if !tail.is_empty() {
         // Lanes beyond the tail keep their sums.
-        sums[1] = s.keep(f(sums[1], s.of_part(tail)), 0, tail.len(), sums[1]);
+        let v = s.of_part(tail);
+        sums[1] = s.keep(f.call(s, sums[1], v, v), 0, tail.len(), sums[1]);
     }
     let [a, b, c, d] = s.hsum4(sums);
     (a + b) + (c + d)
@@ -59,7 +76,7 @@ fn finish<S: Simd>(
     weight: Option<&[f32]>,
     bias: Option<&[f32]>,
     out: &mut [f32],
-    f: impl Fn(S::V, S::V, S::V) -> S::V,
+    f: &impl Function,
 ) {
     let (one, zero, n) = (s.splat(1.0), s.splat(0.0), out.len());
     let mut i = 0;
@@ -67,14 +84,14 @@ fn finish<S: Simd>(
         let w = if let Some(w) = weight { s.of(&w[i..]) } else { one };
         let b = if let Some(b) = bias { s.of(&b[i..]) } else { zero };
         let v = if let Some(x) = x { s.of(&x[i..]) } else { s.of(&out[i..]) };
-        s.to(&mut out[i..], f(v, w, b));
+        s.to(&mut out[i..], f.call(s, v, w, b));
         i += S::L;
     }
     if i < n {
         let w = if let Some(w) = weight { s.of_part(&w[i..n]) } else { one };
         let b = if let Some(b) = bias { s.of_part(&b[i..n]) } else { zero };
         let v = if let Some(x) = x { s.of_part(&x[i..n]) } else { s.of_part(&out[i..n]) };
-        s.to_part(&mut out[i..], f(v, w, b));
+        s.to_part(&mut out[i..], f.call(s, v, w, b));
     }
 }
 
@@ -82,10 +99,10 @@ impl RmsNorm<'_> {
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, x: Option<&[f32]>, out: &mut [f32]) {
         let n = out.len() as f32;
-        let squares = reduce(s, if let Some(x) = x { x } else { out }, |sum, v| s.fma(v, v, sum));
-        let factor = s.splat(1.0 / (squares / n + self.eps).sqrt());
-        let offset = s.splat(if self.weight.is_some() { self.weight_offset } else { 0.0 });
-        finish(s, x, self.weight, None, out, |v, w, _| s.mul(s.mul(v, factor), s.add(w, offset)));
+        let squares = reduce(s, if let Some(x) = x { x } else { out }, &SumOfSquares {});
+        let factor = 1.0 / (squares / n + self.eps).sqrt();
+        let offset = if self.weight.is_some() { self.weight_offset } else { 0.0 };
+        finish(s, x, self.weight, None, out, &Rms { factor, offset });
     }
 
     fn check(&self, cols: usize) -> Result<(), KernelError> {
@@ -98,13 +115,10 @@ impl LayerNorm<'_> {
     fn row<S: Simd>(&self, s: S, x: Option<&[f32]>, out: &mut [f32]) {
         let n = out.len() as f32;
         let source = if let Some(x) = x { x } else { &*out };
-        let mean = s.splat(reduce(s, source, |sum, v| s.add(sum, v)) / n);
-        let squares = reduce(s, source, |sum, v| {
-            let d = s.sub(v, mean);
-            s.fma(d, d, sum)
-        });
-        let factor = s.splat(1.0 / (squares / n + self.eps).sqrt());
-        finish(s, x, self.weight, self.bias, out, |v, w, b| s.fma(s.mul(s.sub(v, mean), factor), w, b));
+        let mean = reduce(s, source, &Sum {}) / n;
+        let squares = reduce(s, source, &SumOfDeviations { mean });
+        let factor = 1.0 / (squares / n + self.eps).sqrt();
+        finish(s, x, self.weight, self.bias, out, &Layer { mean, factor });
     }
 
     fn check(&self, cols: usize) -> Result<(), KernelError> {
@@ -158,7 +172,7 @@ impl<N: Norm> ByRow for Fused<'_, N> {
     fn row<S: Simd>(&self, s: S, row: usize) {
         // SAFETY: every row is given to one thread, once.
         let (residual, out) = unsafe { (self.residual.row(row), self.out.row(row)) };
-        finish(s, None, None, Some(self.x.row(row)), residual, |r, _, x| s.add(r, x));
+        finish(s, None, None, Some(self.x.row(row)), residual, &AddThird {});
         self.norm.norm(s, Some(residual), out);
     }
 }

@@ -37,7 +37,7 @@ impl Rope<'_> {
         if self.head_dim == 0 || !cols.is_multiple_of(self.head_dim) {
             return option("rope.head_dim", self.head_dim, "must divide the columns of x");
         }
-        if self.rotary_dims % 2 != 0 || self.rotary_dims > self.head_dim {
+        if !self.rotary_dims.is_multiple_of(2) || self.rotary_dims > self.head_dim {
             return option("rope.rotary_dims", self.rotary_dims, "must be even and at most head_dim");
         }
         let table = rows.saturating_mul(self.rotary_dims / 2);

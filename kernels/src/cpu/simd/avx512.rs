@@ -78,6 +78,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_bf16_alternate<const ODD: bool>(self, p: *const bf16) -> __m512 {
         unsafe {
+            let mut p = p;
+            if ODD {
+                // Hides that the even elements were loaded from the same place: to keep those in registers costs
+                // spills, a second load costs nothing.
+                std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags));
+            }
             let both = _mm512_loadu_si512(p.cast());
             _mm512_castsi512_ps(if ODD {
                 _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32))
@@ -85,6 +91,10 @@ impl Simd for Avx512 {
                 _mm512_slli_epi32::<16>(both)
             })
         }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {

@@ -1,7 +1,7 @@
 //! exp, tanh, erf and the activations, on vectors. Branch-free, so a lane's result depends on its input alone: the same
 //! in a full vector and in a tail. Errors are within about 2 units in the last place of f32.
 
-use super::Simd;
+use super::{Simd, function};
 
 /// An elementwise function between layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +47,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let clamped = s.max(s.splat(-150.0), s.min(s.splat(130.0), x));
     // x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first short enough for an exact product.
     let n = s.round(s.mul(clamped, s.splat(std::f32::consts::LOG2_E)));
-    let r = s.fma(n, s.splat(-0.693_359_375), clamped);
+    let r = s.fma(n, s.splat(-0.693_359_4), clamped);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let p = poly(s, r, &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_5e-2, 1.666_666_5e-1, 0.5]);
     let one = s.splat(1.0);
@@ -86,7 +86,7 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
     let high = s.fma(s.splat(-1.728_534_7e-5), t, s.splat(3.831_971_3e-4));
     let low = s.fma(s.splat(-3.883_964_4e-3), t, s.splat(2.425_462_2e-2));
     let r = s.fma(high, square, low);
-    let r = s.fma(r, t, s.splat(-1.067_778_77e-1));
+    let r = s.fma(r, t, s.splat(-1.067_778_8e-1));
     let r = s.fma(r, t, s.splat(-6.348_467_5e-1));
     let r = s.fma(r, t, s.splat(-1.287_175_1e-1));
     let r = s.fma(r, t, s.sub(s.splat(0.0), t));
@@ -146,3 +146,9 @@ pub(crate) fn apply<S: Simd>(s: S, activation: Activation, x: S::V) -> S::V {
         Activation::Softplus => softplus(s, x),
     }
 }
+
+function!(
+    /// An activation as a function.
+    pub(crate) Apply { activation: Activation },
+    |self, s, a, _b, _c| apply(s, self.activation, a)
+);

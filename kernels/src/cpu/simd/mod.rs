@@ -2,7 +2,8 @@
 //!
 //! A value of a type that implements [`Simd`] is a token: it can only be made where the processor has the instruction
 //! set, so arithmetic through it is safe. A kernel is a struct that implements [`Kernel`]; [`dispatch`] compiles its
-//! `run` once for each instruction set. Everything between `dispatch` and an intrinsic must be `#[inline(always)]`.
+//! `run` once for each instruction set. Everything between `dispatch` and an intrinsic must be `#[inline(always)]`, which
+//! closures cannot be: where a kernel takes a function of vectors, that is a [`Function`].
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -11,8 +12,11 @@ pub(crate) mod avx512;
 mod math;
 mod portable;
 
+mod function;
+
+pub(crate) use function::{Element, Function, function, map_in_place};
 pub use math::Activation;
-pub(crate) use math::{apply, exp, tanh};
+pub(crate) use math::{Apply, apply, exp, tanh};
 
 use half::{bf16, f16};
 
@@ -52,6 +56,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `2 L` elements are readable.
     unsafe fn load_bf16_alternate<const ODD: bool>(self, p: *const bf16) -> Self::V;
 
+    /// Asks for the cache line at `p`, which may be any address.
+    fn prefetch<T>(self, p: *const T);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;

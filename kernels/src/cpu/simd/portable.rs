@@ -70,12 +70,14 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_bf16_alternate<const ODD: bool>(self, p: *const bf16) -> V8 {
-        // SAFETY: the caller vouches for 16 elements.
         V8(std::array::from_fn(|i| {
+            // SAFETY: the caller vouches for 16 elements.
             let bits = unsafe { *p.add(2 * i + usize::from(ODD)) }.to_bits();
             f32::from_bits(u32::from(bits) << 16)
         }))
     }
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
     #[inline(always)]
     fn add(self, a: V8, b: V8) -> V8 {
         map2(a, b, |a, b| a + b)
