@@ -72,10 +72,20 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
         b.plugin.kind(),
         b.plugin.path.display()
     )?;
-    writeln!(out, "parameters      {:.1} M in {} tensors, {}", parameters as f64 / 1e6, weights.len(), bytes(weights.total_bytes()))?;
+    writeln!(
+        out,
+        "parameters      {:.1} M in {} tensors, {}",
+        parameters as f64 / 1e6,
+        weights.len(),
+        bytes(weights.total_bytes())
+    )?;
     writeln!(out, "dtype           {}, KV cache {}", b.dtype.name(), b.kv_cache_dtype.name())?;
     writeln!(out, "context length  {} tokens", b.model.context_length)?;
-    writeln!(out, "tokenizer       {}", b.checkpoint.tokenizer.as_ref().map_or("none".into(), |t| format!("{} tokens", t.vocab_size())))?;
+    writeln!(
+        out,
+        "tokenizer       {}",
+        b.checkpoint.tokenizer.as_ref().map_or("none".into(), |t| format!("{} tokens", t.vocab_size()))
+    )?;
     writeln!(
         out,
         "graph           {} nodes, {} after {} passes",
@@ -83,7 +93,12 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
         b.graph.nodes.len(),
         PASSES.len()
     )?;
-    writeln!(out, "plan            {} kernel calls over {} buffers, {fallbacks} by the reference executor", plan.calls.len(), plan.buffers.len())?;
+    writeln!(
+        out,
+        "plan            {} kernel calls over {} buffers, {fallbacks} by the reference executor",
+        plan.calls.len(),
+        plan.buffers.len()
+    )?;
     writeln!(
         out,
         "KV cache        {} attention states, {} a token, {} a block of {BLOCK_SIZE}, {} at the full context",

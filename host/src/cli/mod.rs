@@ -22,7 +22,9 @@ pub use args::ModelArgs;
 /// Serves language models over the OpenAI API. The model architecture is a plugin.
 #[derive(Parser, Debug)]
 #[command(name = "host", version, propagate_version = true, max_term_width = 100, arg_required_else_help = true)]
-#[command(after_help = "Flags win over HOST_* environment variables, these over host.toml, that over the defaults shown.")]
+#[command(
+    after_help = "Flags win over HOST_* environment variables, these over host.toml, that over the defaults shown."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

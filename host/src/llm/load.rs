@@ -291,7 +291,11 @@ fn check_weights(graph: &Graph, weights: &Weights) -> Result<(), LoadError> {
     let unexpected = weights.check(&expected)?;
     if !unexpected.is_empty() {
         let some: Vec<&str> = unexpected.iter().take(10).map(String::as_str).collect();
-        tracing::warn!(count = unexpected.len(), "tensors of the checkpoint that the graph does not read: {}", some.join(", "));
+        tracing::warn!(
+            count = unexpected.len(),
+            "tensors of the checkpoint that the graph does not read: {}",
+            some.join(", ")
+        );
     }
     Ok(())
 }
