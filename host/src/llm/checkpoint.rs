@@ -15,7 +15,13 @@ mod demo {
     pub(super) const GENERATION_CONFIG: &[u8] = include_bytes!("../../demo/model/generation_config.json");
     pub(super) const TOKENIZER: &[u8] = include_bytes!("../../demo/model/tokenizer.json");
     pub(super) const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../demo/model/tokenizer_config.json");
-    pub(super) static WEIGHTS: &[u8] = include_bytes!("../../demo/model/model.safetensors");
+    pub(super) static WEIGHTS: &[u8] = &FILE.0;
+
+    /// Tensors are read in place, so the file must start where vectors may.
+    #[repr(C, align(64))]
+    struct Aligned<T>(T);
+    static FILE: Aligned<[u8; include_bytes!("../../demo/model/model.safetensors").len()]> =
+        Aligned(*include_bytes!("../../demo/model/model.safetensors"));
 }
 
 /// The files of one model.

@@ -137,7 +137,7 @@ pub enum LoadError {
         /// The model's class.
         architecture: String,
         /// What is wrong.
-        error: SpecError,
+        error: Box<SpecError>,
     },
     /// The executor.
     #[error(transparent)]
@@ -183,7 +183,7 @@ impl Blueprint {
         let tensors = checkpoint.weights.describe().map(tensor).collect();
         let model = registry.build_model(&plugin, &BuildRequest::new(checkpoint.config.clone(), tensors))?;
         phase.done("plugin");
-        let failed = |error| LoadError::Pass { architecture: architecture.clone(), error };
+        let failed = |error: SpecError| LoadError::Pass { architecture: architecture.clone(), error: Box::new(error) };
         // `build_model` verified that there is a `decode`.
         let decode = model.graphs.get("decode").cloned().unwrap_or_default();
         let graph = graph::optimise(&decode).map_err(failed)?;

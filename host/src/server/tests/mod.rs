@@ -171,7 +171,14 @@ impl Setup {
             max_tokens: 512,
             max_seqs: self.max_num_seqs,
         };
-        let model = CopyModel { spec, logits: Vec::new(), prompts: HashMap::new(), delay: self.delay, trouble: self.trouble, steps: 0 };
+        let model = CopyModel {
+            spec,
+            logits: Vec::new(),
+            prompts: HashMap::new(),
+            delay: self.delay,
+            trouble: self.trouble,
+            steps: 0,
+        };
         let mut limits = EngineConfig::new(self.max_model_len, 256);
         limits.max_num_seqs = self.max_num_seqs;
         limits.max_num_batched_tokens = 512;
