@@ -3,6 +3,8 @@
 //! One folder a responsibility; imports run one way: `server` → `llm` → `engine` → `exec` → kernels.
 //! `graph` knows no engine; nothing knows the server.
 
+pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod exec;
 pub mod graph;

@@ -2,10 +2,20 @@
 
 use std::process::ExitCode;
 
+use host::{cli, registry};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
-    // First of all: a worker must not read the configuration, start threads or print.
-    if host::registry::is_worker() {
-        return host::registry::worker_main();
+    if registry::is_worker() {
+        return registry::worker_main();
     }
-    ExitCode::SUCCESS
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -24,7 +24,8 @@ pub trait Plugin {
     /// What the plugin is; see [`description!`](crate::description).
     fn describe() -> Description;
 
-    /// Builds the model that the configuration describes. Runs in a process of its own, without network and files; must give
+    /// Builds the model that the configuration describes. Runs in a process of its own, which a plugin must
+    /// not leave: no files, no network. Must give
     /// the same model for the same request.
     fn build(request: &BuildRequest) -> Result<Model, BuildError>;
 }

@@ -96,13 +96,7 @@ impl Scheduler {
     /// An empty scheduler.
     pub fn new(limits: Limits) -> Self {
         let pool = BlockPool::new(limits.kv_blocks);
-        Self {
-            limits,
-            pool,
-            running: Vec::new(),
-            waiting: BTreeMap::new(),
-            counts: CacheCounts::default(),
-        }
+        Self { limits, pool, running: Vec::new(), waiting: BTreeMap::new(), counts: CacheCounts::default() }
     }
 
     /// Queues a sequence.
@@ -125,9 +119,7 @@ impl Scheduler {
             let others = self.running.len() - at - 1; // each keeps one token of the budget
             let chunk = chunk(&self.running[at], budget - others, rows);
             self.leave_window(at);
-            while self.pool.free() < self.missing(&self.running[at], chunk)
-                && self.running.len() > at + 1
-            {
+            while self.pool.free() < self.missing(&self.running[at], chunk) && self.running.len() > at + 1 {
                 self.preempt_last(&mut decision);
             }
             if self.pool.free() < self.missing(&self.running[at], chunk) {
@@ -145,16 +137,8 @@ impl Scheduler {
         }
 
         // Then who waits, in order, if all its known tokens fit beside what the others still need.
-        while decision.preempted.is_empty()
-            && budget > 0
-            && self.running.len() < self.limits.max_num_seqs
-        {
-            let Some(table) = self
-                .waiting
-                .values()
-                .next()
-                .and_then(|head| self.can_admit(head))
-            else {
+        while decision.preempted.is_empty() && budget > 0 && self.running.len() < self.limits.max_num_seqs {
+            let Some(table) = self.waiting.values().next().and_then(|head| self.can_admit(head)) else {
                 break;
             };
             let Some((_, head)) = self.waiting.pop_first() else {
@@ -180,10 +164,7 @@ impl Scheduler {
             let outcome = outcome(seq);
             seq.computed = seq.step_end();
             seq.scheduled = 0;
-            seq.prompt_rows = seq
-                .prompt_rows
-                .map(|row| row.max(seq.computed))
-                .filter(|row| row + 1 < seq.prompt_len);
+            seq.prompt_rows = seq.prompt_rows.map(|row| row.max(seq.computed)).filter(|row| row + 1 < seq.prompt_len);
             remember(pool, seq);
             match outcome {
                 Outcome::Continue => {}
@@ -216,9 +197,7 @@ impl Scheduler {
     /// Removes a sequence wherever it is. Not between [`Self::schedule`] and [`Self::complete`].
     pub fn abort(&mut self, priority: i32, id: u64) {
         if self.waiting.remove(&(priority, id)).is_none()
-            && let Ok(at) = self
-                .running
-                .binary_search_by_key(&(priority, id), Sequence::key)
+            && let Ok(at) = self.running.binary_search_by_key(&(priority, id), Sequence::key)
         {
             self.remove(at);
         }
@@ -257,19 +236,12 @@ impl Scheduler {
     /// Blocks that `seq` will take until all its known tokens are computed, and one for what it generates.
     fn outstanding(&self, seq: &Sequence) -> usize {
         let tokens = seq.tokens.len() + BLOCK_SIZE;
-        self.limits
-            .peak_blocks(tokens, tokens - seq.computed)
-            .saturating_sub(seq.held)
+        self.limits.peak_blocks(tokens, tokens - seq.computed).saturating_sub(seq.held)
     }
 
     /// Asks whether `seq` can run beside the others: if so, the cached table that it starts from.
     fn can_admit(&self, seq: &Sequence) -> Option<Vec<BlockId>> {
-        let Self {
-            limits,
-            pool,
-            running,
-            ..
-        } = self;
+        let Self { limits, pool, running, .. } = self;
         let others: usize = running.iter().map(|other| self.outstanding(other)).sum();
         if others >= pool.free() && !running.is_empty() {
             return None; // whatever is cached, one block is always needed
@@ -284,8 +256,7 @@ impl Scheduler {
             return Some(table);
         }
         // If someone computes the next block right now, it will be in the cache: wait for it.
-        let computes =
-            |other: &Sequence, hash| other.remembered <= end && other.hashes.get(end) == Some(hash);
+        let computes = |other: &Sequence, hash| other.remembered <= end && other.hashes.get(end) == Some(hash);
         if let Some(next) = hashes.get(end)
             && running.iter().any(|other| computes(other, next))
         {
@@ -315,9 +286,7 @@ impl Scheduler {
         seq.left = table.len() - seq.held;
         seq.remembered = table.len();
         seq.blocks = table;
-        let at = self
-            .running
-            .partition_point(|other| other.key() < seq.key());
+        let at = self.running.partition_point(|other| other.key() < seq.key());
         self.running.insert(at, seq);
         at
     }
@@ -366,27 +335,13 @@ impl Scheduler {
     /// Panics unless the bookkeeping is consistent.
     #[cfg(test)]
     pub(crate) fn check(&self) {
-        self.pool
-            .check(self.running.iter().map(|seq| &seq.blocks[..]));
-        assert!(
-            self.running.is_sorted_by_key(Sequence::key),
-            "running is in order"
-        );
-        assert!(
-            self.running.len() <= self.limits.max_num_seqs,
-            "too many sequences"
-        );
-        assert!(
-            self.waiting
-                .values()
-                .all(|seq| seq.blocks.is_empty() && seq.computed == 0)
-        );
+        self.pool.check(self.running.iter().map(|seq| &seq.blocks[..]));
+        assert!(self.running.is_sorted_by_key(Sequence::key), "running is in order");
+        assert!(self.running.len() <= self.limits.max_num_seqs, "too many sequences");
+        assert!(self.waiting.values().all(|seq| seq.blocks.is_empty() && seq.computed == 0));
         for seq in &self.running {
             assert_eq!(seq.held, held(&seq.blocks));
-            assert!(
-                seq.held <= self.limits.peak_blocks(seq.tokens.len(), seq.tokens.len()),
-                "peak_blocks is too low"
-            );
+            assert!(seq.held <= self.limits.peak_blocks(seq.tokens.len(), seq.tokens.len()), "peak_blocks is too low");
         }
     }
 }
@@ -395,9 +350,7 @@ impl Scheduler {
 fn chunk(seq: &Sequence, budget: usize, rows: usize) -> usize {
     let chunk = budget.min(seq.tokens.len() - seq.computed);
     // Rows for prompt_logprobs are bounded too, but one token is always allowed.
-    seq.prompt_rows.map_or(chunk, |from| {
-        chunk.min(from.saturating_sub(seq.computed) + rows.max(1))
-    })
+    seq.prompt_rows.map_or(chunk, |from| chunk.min(from.saturating_sub(seq.computed) + rows.max(1)))
 }
 
 /// The budget that is left after what `seq` got.

@@ -25,13 +25,9 @@ pub(super) fn run(mut core: Core, commands: Receiver<Command>) {
     let ended = catch_unwind(AssertUnwindSafe(|| core.serve(&commands)));
     if let Err(panic) = ended {
         let what = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let what = what
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_default();
+        let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         tracing::error!("the engine panicked and has stopped: {what}");
-        core.fail_all(&format!(
-            "the engine stopped after an internal error: {what}"
-        ));
+        core.fail_all(&format!("the engine stopped after an internal error: {what}"));
     }
     shared.advance_to(EngineState::Stopping);
     // Whatever is left in the channel: its streams report that the engine has stopped.
@@ -69,18 +65,8 @@ impl Request {
     }
 
     fn timings(&self) -> Timings {
-        let Self {
-            arrival,
-            first_scheduled,
-            first_token,
-            ..
-        } = *self;
-        Timings {
-            arrival,
-            first_scheduled,
-            first_token,
-            finished: Instant::now(),
-        }
+        let Self { arrival, first_scheduled, first_token, .. } = *self;
+        Timings { arrival, first_scheduled, first_token, finished: Instant::now() }
     }
 
     /// Takes the logits that the step gave for `seq`: reports on its prompt, chooses its next token.
@@ -112,11 +98,7 @@ impl Request {
         if let (Some(count), Some(_)) = (self.params.prompt_logprobs, seq.prompt_rows) {
             for (position, row) in seq.logit_positions().zip(rows.chunks_exact(vocab)) {
                 if position + 1 < seq.prompt_len {
-                    self.prompt_logprobs.push(Some(sampler.logprobs(
-                        row,
-                        seq.tokens[position + 1],
-                        count,
-                    )?));
+                    self.prompt_logprobs.push(Some(sampler.logprobs(row, seq.tokens[position + 1], count)?));
                 }
             }
         }
@@ -124,9 +106,7 @@ impl Request {
             return Ok(Outcome::Continue);
         }
         if seq.output_len() == 0 {
-            shared
-                .prompt_tokens
-                .fetch_add(seq.prompt_len as u64, Relaxed);
+            shared.prompt_tokens.fetch_add(seq.prompt_len as u64, Relaxed);
             self.first_token = Some(Instant::now());
             if self.params.prompt_logprobs.is_some() {
                 let prompt_logprobs = std::mem::take(&mut self.prompt_logprobs);
@@ -135,35 +115,20 @@ impl Request {
         }
         let row = &rows[rows.len() - vocab..];
         let token = sampler.sample(row, &self.params, &self.history, self.seed)?;
-        let logprobs = self
-            .params
-            .logprobs
-            .map(|count| sampler.logprobs(row, token, count))
-            .transpose()?;
+        let logprobs = self.params.logprobs.map(|count| sampler.logprobs(row, token, count)).transpose()?;
         self.history.push(token);
         shared.generation_tokens.fetch_add(1, Relaxed);
         self.send(EngineEvent::Token { token, logprobs });
 
-        let stop_token = (self.history.output().len() >= self.params.min_tokens
-            && self.params.is_stop(token))
-        .then_some(token);
+        let stop_token =
+            (self.history.output().len() >= self.params.min_tokens && self.params.is_stop(token)).then_some(token);
         let reason = match stop_token {
             Some(_) => FinishReason::Stop,
             None if seq.tokens.len() + 1 >= self.max_len => FinishReason::Length,
             None => return Ok(Outcome::Token(token)),
         };
-        let Sequence {
-            cached_tokens,
-            preemptions,
-            ..
-        } = *seq;
-        self.send(EngineEvent::Finished {
-            reason,
-            stop_token,
-            cached_tokens,
-            preemptions,
-            timings: self.timings(),
-        });
+        let Sequence { cached_tokens, preemptions, .. } = *seq;
+        self.send(EngineEvent::Finished { reason, stop_token, cached_tokens, preemptions, timings: self.timings() });
         Ok(Outcome::Finish)
     }
 }
@@ -193,14 +158,7 @@ impl Core {
     pub(super) fn new(executor: Box<dyn Executor>, limits: Limits, shared: Arc<Shared>) -> Self {
         let vocab_size = executor.spec().vocab_size;
         let scheduler = Scheduler::new(limits);
-        Self {
-            executor,
-            vocab_size,
-            scheduler,
-            sampler: Sampler::default(),
-            requests: BTreeMap::new(),
-            shared,
-        }
+        Self { executor, vocab_size, scheduler, sampler: Sampler::default(), requests: BTreeMap::new(), shared }
     }
 
     fn serve(&mut self, commands: &Receiver<Command>) {
@@ -222,10 +180,7 @@ impl Core {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
-            if matches!(
-                self.shared.state(),
-                EngineState::Stopping | EngineState::Stopped
-            ) {
+            if matches!(self.shared.state(), EngineState::Stopping | EngineState::Stopped) {
                 self.abort_all();
                 continue;
             }
@@ -242,31 +197,11 @@ impl Core {
 
     /// Queues a request.
     pub(super) fn add(&mut self, submission: Submission) {
-        let Submission {
-            id,
-            seed,
-            request,
-            max_len,
-            events,
-        } = submission;
-        let super::EngineRequest {
-            prompt,
-            params,
-            priority,
-            arrival,
-        } = request;
+        let Submission { id, seed, request, max_len, events } = submission;
+        let super::EngineRequest { prompt, params, priority, arrival } = request;
         let history = History::new(&prompt, &params);
-        self.scheduler.add(Sequence::new(
-            id,
-            priority,
-            prompt,
-            params.prompt_logprobs.is_some(),
-        ));
-        let prompt_logprobs = if params.prompt_logprobs.is_some() {
-            vec![None]
-        } else {
-            Vec::new()
-        };
+        self.scheduler.add(Sequence::new(id, priority, prompt, params.prompt_logprobs.is_some()));
+        let prompt_logprobs = if params.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         let request = Request {
             params,
             priority,
@@ -293,10 +228,7 @@ impl Core {
         }
         for id in decision.impossible {
             let what = "the KV cache cannot hold this sequence alone";
-            self.fail(
-                id,
-                &format!("{what}: raise --kv-cache-memory or lower max_tokens"),
-            );
+            self.fail(id, &format!("{what}: raise --kv-cache-memory or lower max_tokens"));
         }
         for id in decision.admitted {
             self.note_start(id, now);
@@ -323,47 +255,26 @@ impl Core {
         if std::mem::take(&mut request.queued) {
             self.shared.queued.fetch_sub(1, AcqRel);
             request.first_scheduled = Some(now);
-            let cached_tokens = self
-                .scheduler
-                .running()
-                .iter()
-                .find(|seq| seq.id == id)
-                .map_or(0, |seq| seq.cached_tokens);
-            request.send(EngineEvent::Started {
-                cached_tokens,
-                at: now,
-            });
+            let cached_tokens =
+                self.scheduler.running().iter().find(|seq| seq.id == id).map_or(0, |seq| seq.cached_tokens);
+            request.send(EngineEvent::Started { cached_tokens, at: now });
         }
     }
 
     /// Frees what nobody listens to any more.
     fn drop_abandoned(&mut self) {
-        let abandoned: Vec<u64> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| request.events.is_closed())
-            .map(|(&id, _)| id)
-            .collect();
+        let abandoned: Vec<u64> =
+            self.requests.iter().filter(|(_, request)| request.events.is_closed()).map(|(&id, _)| id).collect();
         for id in abandoned {
             self.end(id, None);
         }
     }
 
     fn abort_all(&mut self) {
-        let all: Vec<(u64, Timings)> = self
-            .requests
-            .iter()
-            .map(|(&id, request)| (id, request.timings()))
-            .collect();
+        let all: Vec<(u64, Timings)> = self.requests.iter().map(|(&id, request)| (id, request.timings())).collect();
         for (id, timings) in all {
             let reason = FinishReason::Abort;
-            let event = EngineEvent::Finished {
-                reason,
-                stop_token: None,
-                cached_tokens: 0,
-                preemptions: 0,
-                timings,
-            };
+            let event = EngineEvent::Finished { reason, stop_token: None, cached_tokens: 0, preemptions: 0, timings };
             self.end(id, Some(event));
         }
     }
@@ -397,24 +308,14 @@ impl Core {
 
     /// Runs what is scheduled.
     fn execute(&mut self) -> Result<(), ExecError> {
-        let Self {
-            executor,
-            scheduler,
-            sampler,
-            requests,
-            shared,
-            vocab_size: vocab,
-            ..
-        } = self;
+        let Self { executor, scheduler, sampler, requests, shared, vocab_size: vocab, .. } = self;
         let scheduled = scheduler.running().iter().filter(|seq| seq.scheduled > 0);
         let seqs: Vec<StepSeq<'_>> = scheduled.clone().map(step_seq).collect();
         let rows: usize = scheduled.map(|seq| seq.logit_positions().len()).sum();
         let logits = executor.execute(&Step { seqs: &seqs })?;
         if logits.len() != rows * *vocab {
             let got = logits.len();
-            return Err(ExecError::Failed(format!(
-                "expected {rows} rows of {vocab} logits, got {got} values"
-            )));
+            return Err(ExecError::Failed(format!("expected {rows} rows of {vocab} logits, got {got} values")));
         }
         drop(seqs);
         let mut rest = logits;
@@ -442,9 +343,7 @@ impl Core {
         let shared = &self.shared;
         let (used, _) = self.scheduler.block_usage();
         let counts = self.scheduler.counts();
-        shared
-            .running
-            .store(self.scheduler.running().len(), Relaxed);
+        shared.running.store(self.scheduler.running().len(), Relaxed);
         shared.waiting.store(self.scheduler.waiting(), Relaxed);
         shared.kv_blocks_used.store(used, Relaxed);
         shared.prefix_queries.store(counts.queries, Relaxed);

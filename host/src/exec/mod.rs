@@ -18,6 +18,27 @@ pub enum Dtype {
     Float16,
 }
 
+impl Dtype {
+    /// As in configurations and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Float32 => "float32",
+            Dtype::Bfloat16 => "bfloat16",
+            Dtype::Float16 => "float16",
+        }
+    }
+
+    /// From [`Dtype::name`], or vLLM's short forms.
+    pub fn from_name(name: &str) -> Option<Dtype> {
+        Some(match name {
+            "float32" | "float" => Dtype::Float32,
+            "bfloat16" => Dtype::Bfloat16,
+            "float16" | "half" => Dtype::Float16,
+            _ => return None,
+        })
+    }
+}
+
 /// Tokens in one KV block.
 pub const BLOCK_SIZE: usize = 16;
 

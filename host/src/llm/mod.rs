@@ -2,6 +2,8 @@
 //! each choice, and makes text of their tokens in the reader's own task. Knows no HTTP and schedules
 //! nothing. `server` and `cli` sit on it.
 
+mod checkpoint;
+mod load;
 mod options;
 mod output;
 mod stop;
@@ -12,6 +14,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use checkpoint::Checkpoint;
+pub use load::{Blueprint, DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 pub use output::{Finish, Generation, Output, StopReason};
 
@@ -41,9 +45,7 @@ pub enum LlmError {
         max_model_len: usize,
     },
     /// The model came without a tokenizer.
-    #[error(
-        "{field}: this model has no tokenizer (no tokenizer.json), so it takes no text; {instead}"
-    )]
+    #[error("{field}: this model has no tokenizer (no tokenizer.json), so it takes no text; {instead}")]
     NoTokenizer {
         /// What was given as text.
         field: &'static str,
@@ -76,9 +78,7 @@ struct Inner {
 
 impl std::fmt::Debug for Llm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Llm")
-            .field("info", &self.inner.info)
-            .finish_non_exhaustive()
+        f.debug_struct("Llm").field("info", &self.inner.info).finish_non_exhaustive()
     }
 }
 
@@ -101,14 +101,7 @@ impl Llm {
         info: ModelInfo,
         generation_config: GenerationConfig,
     ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                engine,
-                tokenizer,
-                info,
-                generation_config,
-            }),
-        }
+        Self { inner: Arc::new(Inner { engine, tokenizer, info, generation_config }) }
     }
 
     /// What the model is.
@@ -151,11 +144,7 @@ impl Llm {
     /// its time, though.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, LlmError> {
         let arrival = Instant::now();
-        let GenerateRequest {
-            prompt,
-            params,
-            priority,
-        } = request;
+        let GenerateRequest { prompt, params, priority } = request;
         params.validate(&self.inner.info)?;
         let prompt = self.tokens(prompt, params.add_special_tokens)?;
         self.submit_tokens(prompt, &params, priority, arrival)
@@ -163,11 +152,7 @@ impl Llm {
 
     /// Completes all prompts, as many at a time as the engine takes, and returns the answers in order.
     /// The first error ends it. Blocks: not for async code.
-    pub fn generate(
-        &self,
-        prompts: Vec<Prompt>,
-        params: &RequestParams,
-    ) -> Result<Vec<Completion>, LlmError> {
+    pub fn generate(&self, prompts: Vec<Prompt>, params: &RequestParams) -> Result<Vec<Completion>, LlmError> {
         self.generate_with(prompts, params, &mut |_, _| {})
     }
 
@@ -186,9 +171,7 @@ impl Llm {
             let prompt = self.tokens(prompt, params.add_special_tokens)?;
             let generation = loop {
                 match self.submit_tokens(prompt.clone(), params, 0, Instant::now()) {
-                    Err(LlmError::Submit(SubmitError::QueueFull { limit }))
-                        if params.n <= limit =>
-                    {
+                    Err(LlmError::Submit(SubmitError::QueueFull { limit })) if params.n <= limit => {
                         // Someone else's requests fill the queue if none of ours is left to wait for.
                         if running.is_empty() {
                             std::thread::sleep(Duration::from_millis(5));
@@ -199,17 +182,8 @@ impl Llm {
                     other => break other?,
                 }
             };
-            let choices = (0..params.n)
-                .map(|index| Output {
-                    index,
-                    ..Output::default()
-                })
-                .collect();
-            let completion = Completion {
-                prompt_token_ids: prompt,
-                prompt_logprobs: None,
-                choices,
-            };
+            let choices = (0..params.n).map(|index| Output { index, ..Output::default() }).collect();
+            let completion = Completion { prompt_token_ids: prompt, prompt_logprobs: None, choices };
             running.push_back((generation, completion));
         }
         while !running.is_empty() {
@@ -223,13 +197,10 @@ impl Llm {
     fn tokens(&self, prompt: Prompt, add_special_tokens: bool) -> Result<Vec<u32>, LlmError> {
         match (prompt, &self.inner.tokenizer) {
             (Prompt::Tokens(tokens), _) => Ok(tokens),
-            (Prompt::Text(text), Some(tokenizer)) => {
-                Ok(tokenizer.encode(&text, add_special_tokens)?)
+            (Prompt::Text(text), Some(tokenizer)) => Ok(tokenizer.encode(&text, add_special_tokens)?),
+            (Prompt::Text(_), None) => {
+                Err(LlmError::NoTokenizer { field: "prompt", instead: "pass the prompt as token ids" })
             }
-            (Prompt::Text(_), None) => Err(LlmError::NoTokenizer {
-                field: "prompt",
-                instead: "pass the prompt as token ids",
-            }),
         }
     }
 
@@ -240,28 +211,16 @@ impl Llm {
         priority: i32,
         arrival: Instant,
     ) -> Result<Generation, LlmError> {
-        let Inner {
-            engine,
-            tokenizer,
-            generation_config,
-            ..
-        } = &*self.inner;
+        let Inner { engine, tokenizer, generation_config, .. } = &*self.inner;
         let max_model_len = engine.config().max_model_len;
         if let Some(max_tokens) = params.max_tokens
             && prompt.len() < max_model_len
             && prompt.len().saturating_add(max_tokens) > max_model_len
         {
-            return Err(LlmError::ContextLength {
-                prompt: prompt.len(),
-                max_tokens,
-                max_model_len,
-            });
+            return Err(LlmError::ContextLength { prompt: prompt.len(), max_tokens, max_model_len });
         }
         if tokenizer.is_none() && !params.stop.is_empty() {
-            return Err(LlmError::NoTokenizer {
-                field: "stop",
-                instead: "use stop_token_ids",
-            });
+            return Err(LlmError::NoTokenizer { field: "stop", instead: "use stop_token_ids" });
         }
         let bad_words = self.bad_words(&params.bad_words)?;
         let eos = &generation_config.eos_token_ids;
@@ -274,28 +233,18 @@ impl Llm {
             arrival,
         };
         let streams = engine.submit_all(all.iter().map(request).collect())?;
-        let detokenizer =
-            |it: &Arc<Tokenizer>| Detokenizer::new(it, params.skip_special_tokens, &prompt);
+        let detokenizer = |it: &Arc<Tokenizer>| Detokenizer::new(it, params.skip_special_tokens, &prompt);
         let setup = |(index, (events, sampling))| ChoiceSetup {
             index,
             events,
-            detokenizer: tokenizer
-                .as_ref()
-                .filter(|_| params.detokenize)
-                .map(detokenizer),
+            detokenizer: tokenizer.as_ref().filter(|_| params.detokenize).map(detokenizer),
             stops: params.stop.clone(),
             include_stop: params.include_stop_str_in_output,
             params: sampling,
             prompt_tokens: prompt.len(),
             arrival,
         };
-        let choices = streams
-            .into_iter()
-            .zip(all)
-            .enumerate()
-            .map(setup)
-            .map(Choice::new)
-            .collect();
+        let choices = streams.into_iter().zip(all).enumerate().map(setup).map(Choice::new).collect();
         Ok(Generation::new(prompt, choices))
     }
 
@@ -304,10 +253,7 @@ impl Llm {
         let mut out: Vec<Vec<u32>> = Vec::new();
         for word in words {
             let Some(tokenizer) = &self.inner.tokenizer else {
-                return Err(LlmError::NoTokenizer {
-                    field: "bad_words",
-                    instead: "use logit_bias",
-                });
+                return Err(LlmError::NoTokenizer { field: "bad_words", instead: "use logit_bias" });
             };
             let word = word.trim_start();
             let plain = tokenizer.encode(word, false)?;
@@ -324,22 +270,12 @@ impl Llm {
 
 /// Waits for news of the oldest generation; true if it was done. The others go on meanwhile: the engine
 /// keeps their tokens for them.
-fn advance(
-    running: &mut VecDeque<(Generation, Completion)>,
-    done: &mut Vec<Completion>,
-) -> Result<bool, LlmError> {
+fn advance(running: &mut VecDeque<(Generation, Completion)>, done: &mut Vec<Completion>) -> Result<bool, LlmError> {
     let Some((generation, completion)) = running.front_mut() else {
         return Ok(false);
     };
     if let Some(output) = generation.blocking_next() {
-        let Output {
-            index,
-            text,
-            token_ids,
-            logprobs,
-            finish,
-            prompt_logprobs,
-        } = output?;
+        let Output { index, text, token_ids, logprobs, finish, prompt_logprobs } = output?;
         let choice = &mut completion.choices[index];
         choice.text.push_str(&text);
         choice.token_ids.extend(token_ids);

@@ -293,47 +293,17 @@ mod tests {
     fn every_range_is_checked_and_the_message_names_field_limit_and_value() {
         type Change = fn(&mut RequestParams);
         let cases: &[(Change, &str)] = &[
-            (
-                |p| p.temperature = -0.1,
-                "temperature: must be at least 0, got -0.1",
-            ),
-            (
-                |p| p.temperature = f32::NAN,
-                "temperature: must be at least 0, got NaN (not a number)",
-            ),
-            (
-                |p| p.temperature = f32::INFINITY,
-                "temperature: must be at least 0, got inf",
-            ),
-            (
-                |p| p.top_p = 0.0,
-                "top_p: must be above 0 and at most 1, got 0",
-            ),
-            (
-                |p| p.top_p = 1.5,
-                "top_p: must be above 0 and at most 1, got 1.5",
-            ),
-            (
-                |p| p.top_k = -2,
-                "top_k: must be -1 or 0 (off), or at least 1, got -2",
-            ),
+            (|p| p.temperature = -0.1, "temperature: must be at least 0, got -0.1"),
+            (|p| p.temperature = f32::NAN, "temperature: must be at least 0, got NaN (not a number)"),
+            (|p| p.temperature = f32::INFINITY, "temperature: must be at least 0, got inf"),
+            (|p| p.top_p = 0.0, "top_p: must be above 0 and at most 1, got 0"),
+            (|p| p.top_p = 1.5, "top_p: must be above 0 and at most 1, got 1.5"),
+            (|p| p.top_k = -2, "top_k: must be -1 or 0 (off), or at least 1, got -2"),
             (|p| p.min_p = 1.1, "min_p: must be from 0 to 1, got 1.1"),
-            (
-                |p| p.presence_penalty = 2.5,
-                "presence_penalty: must be from -2 to 2, got 2.5",
-            ),
-            (
-                |p| p.frequency_penalty = -2.5,
-                "frequency_penalty: must be from -2 to 2, got -2.5",
-            ),
-            (
-                |p| p.repetition_penalty = 0.0,
-                "repetition_penalty: must be above 0, got 0",
-            ),
-            (
-                |p| p.logit_bias = vec![(1, f32::NAN)],
-                "logit_bias: must be a finite number, got NaN (not a number)",
-            ),
+            (|p| p.presence_penalty = 2.5, "presence_penalty: must be from -2 to 2, got 2.5"),
+            (|p| p.frequency_penalty = -2.5, "frequency_penalty: must be from -2 to 2, got -2.5"),
+            (|p| p.repetition_penalty = 0.0, "repetition_penalty: must be above 0, got 0"),
+            (|p| p.logit_bias = vec![(1, f32::NAN)], "logit_bias: must be a finite number, got NaN (not a number)"),
             (
                 |p| p.logit_bias = vec![(257, 1.0)],
                 "logit_bias: token id 257 is out of range; the model has 257 tokens (0 to 256)",
@@ -346,28 +316,13 @@ mod tests {
                 |p| p.allowed_token_ids = Some(vec![]),
                 "allowed_token_ids: must not be empty; leave it out to allow all tokens",
             ),
-            (
-                |p| p.max_tokens = Some(0),
-                "max_tokens: must be at least 1, got 0",
-            ),
-            (
-                |p| p.min_tokens = 17,
-                "min_tokens: must be at most max_tokens (16), got 17",
-            ),
+            (|p| p.max_tokens = Some(0), "max_tokens: must be at least 1, got 0"),
+            (|p| p.min_tokens = 17, "min_tokens: must be at most max_tokens (16), got 17"),
             (|p| p.n = 0, "n: must be from 1 to 128, got 0"),
             (|p| p.n = 129, "n: must be from 1 to 128, got 129"),
-            (
-                |p| p.stop = vec!["x".into(); 17],
-                "stop: must be at most 16 strings, got 17",
-            ),
-            (
-                |p| p.stop = vec![String::new()],
-                "stop: must not contain an empty string",
-            ),
-            (
-                |p| p.bad_words = vec![" ".into()],
-                "bad_words: must not contain an empty word",
-            ),
+            (|p| p.stop = vec!["x".into(); 17], "stop: must be at most 16 strings, got 17"),
+            (|p| p.stop = vec![String::new()], "stop: must not contain an empty string"),
+            (|p| p.bad_words = vec![" ".into()], "bad_words: must not contain an empty word"),
             (
                 |p| p.logprobs = Some(21),
                 "logprobs: must be at most 20, got 21; the server can allow more with --max-logprobs",
@@ -385,17 +340,11 @@ mod tests {
                 "stop: strings can only be found in text; set detokenize to true, or use stop_token_ids",
             ),
         ];
-        let info = ModelInfo {
-            vocab_size: 257,
-            ..ModelInfo::default()
-        };
+        let info = ModelInfo { vocab_size: 257, ..ModelInfo::default() };
         for (change, expected) in cases {
             let mut params = RequestParams::default();
             change(&mut params);
-            assert_eq!(
-                params.validate(&info).map_err(|error| error.to_string()),
-                Err((*expected).to_owned())
-            );
+            assert_eq!(params.validate(&info).map_err(|error| error.to_string()), Err((*expected).to_owned()));
         }
         let extremes = RequestParams {
             temperature: 50.0,
@@ -413,16 +362,7 @@ mod tests {
             ..RequestParams::default()
         };
         assert_eq!(extremes.validate(&info), Ok(()));
-        let all = RequestParams {
-            logprobs: Some(-1),
-            ..RequestParams::default()
-        };
-        assert_eq!(
-            all.validate(&ModelInfo {
-                max_logprobs: -1,
-                ..info
-            }),
-            Ok(())
-        );
+        let all = RequestParams { logprobs: Some(-1), ..RequestParams::default() };
+        assert_eq!(all.validate(&ModelInfo { max_logprobs: -1, ..info }), Ok(()));
     }
 }

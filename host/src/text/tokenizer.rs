@@ -63,6 +63,14 @@ impl Tokenizer {
         Self::build(tokenizer_json, surroundings)
     }
 
+    /// The same tokenizer with another chat template.
+    pub fn with_chat_template(&self, source: &str) -> Self {
+        let Inner { tokenizer, decoding, special_tokens, .. } = &*self.inner;
+        let template = Some(ChatTemplate::new(source, special_tokens.clone()));
+        let (tokenizer, special_tokens) = (tokenizer.clone(), special_tokens.clone());
+        Self { inner: Arc::new(Inner { tokenizer, decoding: *decoding, special_tokens, template }) }
+    }
+
     fn build(json: &[u8], surroundings: Surroundings) -> Result<Self, TextError> {
         let wrong = |message: String| TextError::invalid("tokenizer.json", message);
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(|e| wrong(e.to_string()))?;

@@ -225,9 +225,6 @@ fn case(spec: Spec) -> Case {
     let keys: f64 = spec.seqs.iter().map(|s| s.0 as f64).sum();
     let paged = std::rc::Rc::new(std::cell::RefCell::new(Paged::new(spec.clone(), 5)));
     paged.borrow_mut().write_all(&Cpu::new(1).unwrap());
-    for (sequence, from, _) in paged.borrow().parts() {
-        let _ = (sequence, from);
-    }
     let parts = paged.borrow().parts();
     for &(sequence, from, _) in &parts {
         paged.borrow_mut().free_before(sequence, from);

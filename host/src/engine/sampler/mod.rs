@@ -48,17 +48,12 @@ impl History {
     /// Nothing generated yet.
     pub fn new(prompt: &[u32], params: &SamplingParams) -> Self {
         let repetition = params.repetition_penalty != 1.0;
-        let penalties =
-            repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
+        let penalties = repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
         Self {
             output: Vec::new(),
             prompt_len: prompt.len(),
             counts: penalties.then(HashMap::new),
-            prompt: if repetition {
-                prompt.iter().copied().collect()
-            } else {
-                HashSet::new()
-            },
+            prompt: if repetition { prompt.iter().copied().collect() } else { HashSet::new() },
         }
     }
 
@@ -109,10 +104,7 @@ impl Sampler {
         let token = if best == f32::NEG_INFINITY {
             Err(SampleError::NothingLeft)
         } else if params.greedy() {
-            Ok(logits
-                .iter()
-                .position(|&logit| logit == best)
-                .unwrap_or_default() as u32)
+            Ok(logits.iter().position(|&logit| logit == best).unwrap_or_default() as u32)
         } else {
             let position = (history.prompt_len + history.output.len()) as u64;
             Ok(self.draw(logits, best, params, random(seed, position)))
@@ -122,20 +114,8 @@ impl Sampler {
     }
 
     fn draw(&mut self, logits: &[f32], best: f32, params: &SamplingParams, random: u64) -> u32 {
-        let Self {
-            kept,
-            tokens,
-            weights,
-            keys,
-            ..
-        } = self;
-        let SamplingParams {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            ..
-        } = *params;
+        let Self { kept, tokens, weights, keys, .. } = self;
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = *params;
         // top_k and min_p both keep a beginning of the same order, so it does not matter which comes first.
         let few = top_k > 0 && top_k < logits.len();
         let row = if few {
@@ -151,9 +131,7 @@ impl Sampler {
         };
         numbers::exp_all(row, best, temperature, weights);
         if min_p > 0.0 {
-            weights
-                .iter_mut()
-                .for_each(|weight| *weight = if *weight < min_p { 0.0 } else { *weight });
+            weights.iter_mut().for_each(|weight| *weight = if *weight < min_p { 0.0 } else { *weight });
         }
         if top_p < 1.0 {
             numbers::keep_nucleus(row, weights, top_p, keys);
@@ -163,12 +141,7 @@ impl Sampler {
     }
 
     /// The log-probability of `token` and of the `count` most likely tokens, from the model's own logits.
-    pub fn logprobs(
-        &mut self,
-        logits: &[f32],
-        token: u32,
-        count: usize,
-    ) -> Result<TokenLogprobs, SampleError> {
+    pub fn logprobs(&mut self, logits: &[f32], token: u32, count: usize) -> Result<TokenLogprobs, SampleError> {
         let best = max(logits)?;
         let at = token as usize;
         if best == f32::NEG_INFINITY || at >= logits.len() {
@@ -179,17 +152,8 @@ impl Sampler {
         let logprob = |at: usize| (f64::from(logits[at]) - norm) as f32;
         numbers::largest(logits, count, &mut self.keys);
         self.keys.sort_unstable();
-        let top = self
-            .keys
-            .iter()
-            .map(|&key| numbers::index(key))
-            .map(|at| (at as u32, logprob(at)));
-        Ok(TokenLogprobs {
-            token,
-            logprob: logprob(at),
-            rank: 1 + numbers::rank(logits, at),
-            top: top.collect(),
-        })
+        let top = self.keys.iter().map(|&key| numbers::index(key)).map(|at| (at as u32, logprob(at)));
+        Ok(TokenLogprobs { token, logprob: logprob(at), rank: 1 + numbers::rank(logits, at), top: top.collect() })
     }
 }
 
@@ -201,19 +165,12 @@ pub fn random(seed: u64, position: u64) -> u64 {
 /// A seed for each of several choices of one request; the first keeps the request's own.
 pub fn derive_seed(seed: u64, choice: u64) -> u64 {
     let mix = numbers::mix;
-    if choice == 0 {
-        seed
-    } else {
-        mix(mix(seed) ^ choice.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-    }
+    if choice == 0 { seed } else { mix(mix(seed) ^ choice.wrapping_mul(0x9E37_79B9_7F4A_7C15)) }
 }
 
 /// The largest logit; minus infinity excludes a token, anything else that is not a number is an error.
 fn max(logits: &[f32]) -> Result<f32, SampleError> {
-    numbers::max(logits).map_err(|token| SampleError::NotFinite {
-        token,
-        value: logits[token],
-    })
+    numbers::max(logits).map_err(|token| SampleError::NotFinite { token, value: logits[token] })
 }
 
 fn changes_logits(params: &SamplingParams, history: &History) -> bool {
@@ -232,10 +189,8 @@ fn change_logits(logits: &mut [f32], params: &SamplingParams, history: &History)
         }
     };
     if let Some(allowed) = &params.allowed_token_ids {
-        let kept: Vec<(u32, f32)> = allowed
-            .iter()
-            .filter_map(|&token| Some((token, *logits.get(token as usize)?)))
-            .collect();
+        let kept: Vec<(u32, f32)> =
+            allowed.iter().filter_map(|&token| Some((token, *logits.get(token as usize)?))).collect();
         logits.fill(f32::NEG_INFINITY);
         for (token, logit) in kept {
             logits[token as usize] = logit;
@@ -249,11 +204,7 @@ fn change_logits(logits: &mut [f32], params: &SamplingParams, history: &History)
         }
     }
     if history.output.len() < params.min_tokens {
-        let eos: &[u32] = if params.ignore_eos {
-            &[]
-        } else {
-            &params.eos_token_ids
-        };
+        let eos: &[u32] = if params.ignore_eos { &[] } else { &params.eos_token_ids };
         for &token in eos.iter().chain(&params.stop_token_ids) {
             ban(token, logits);
         }
@@ -268,25 +219,13 @@ fn change_logits(logits: &mut [f32], params: &SamplingParams, history: &History)
     }
 }
 
-fn penalise(
-    logits: &mut [f32],
-    params: &SamplingParams,
-    history: &History,
-    counts: &HashMap<u32, u32>,
-) {
+fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History, counts: &HashMap<u32, u32>) {
     let repetition = params.repetition_penalty;
     if repetition != 1.0 {
-        let in_prompt_only = history
-            .prompt
-            .iter()
-            .filter(|token| !counts.contains_key(token));
+        let in_prompt_only = history.prompt.iter().filter(|token| !counts.contains_key(token));
         for &token in counts.keys().chain(in_prompt_only) {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 {
-                    *logit / repetition
-                } else {
-                    *logit * repetition
-                };
+                *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
             }
         }
     }

@@ -22,10 +22,7 @@ pub(super) fn max(row: &[f32]) -> Result<f32, usize> {
     parts.iter().for_each(|part| take(part));
     take(rest);
     if fine.contains(&false) {
-        return Err(row
-            .iter()
-            .position(|&x| x.is_nan() || x == f32::INFINITY)
-            .unwrap_or_default());
+        return Err(row.iter().position(|&x| x.is_nan() || x == f32::INFINITY).unwrap_or_default());
     }
     Ok(best.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
@@ -48,13 +45,7 @@ fn exp(x: f32) -> f32 {
     let whole = rounded - ROUND;
     let rest = x - whole * LN2_HIGH - whole * LN2_LOW;
     let mut poly = 1.987_569_1e-4f32;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        0.166_666_65,
-        0.5,
-    ] {
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
         poly = poly * rest + coefficient;
     }
     let poly = poly * rest * rest + rest + 1.0;
@@ -84,11 +75,7 @@ pub(super) fn rank(row: &[f32], index: usize) -> u32 {
 /// Orders places of a row: smaller keys hold larger numbers, and of equal ones the first.
 pub(super) fn key(row: &[f32], index: usize) -> u64 {
     let bits = (row[index] + 0.0).to_bits(); // -0 becomes 0
-    let ascending = if bits >> 31 == 1 {
-        !bits
-    } else {
-        bits | 1 << 31
-    };
+    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
     u64::from(!ascending) << 32 | index as u64
 }
 
@@ -144,10 +131,7 @@ pub(super) fn keep_nucleus(row: &[f32], weights: &mut [f32], share: f32, keys: &
     let least = spare as f32 * (1.0 - 1e-6) / (1u64 << 40) as f32;
     keys.clear();
     for (part, some) in weights.chunks(LANES).enumerate() {
-        if some
-            .iter()
-            .fold(false, |any, &weight| any | (weight >= least))
-        {
+        if some.iter().fold(false, |any, &weight| any | (weight >= least)) {
             let likely = (0..some.len()).filter(|&at| some[at] >= least);
             keys.extend(likely.map(|at| key(row, part * LANES + at)));
         }
@@ -208,8 +192,7 @@ pub(super) fn draw(weights: &[f32], random: u64) -> usize {
 
 /// A uniform number for a position of a sequence: splitmix64's mixer over both.
 pub(super) fn random(seed: u64, position: u64) -> u64 {
-    mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15))
-        ^ position.wrapping_mul(0xD605_BBB5_8C8A_BBC9))
+    mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)) ^ position.wrapping_mul(0xD605_BBB5_8C8A_BBC9))
 }
 
 /// splitmix64's mixer.
@@ -228,10 +211,7 @@ mod tests {
         for i in 0..870_000 {
             let x = -1e-4 * i as f32;
             let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(
-                (got / expected - 1.0).abs() < 3e-7,
-                "exp({x}) = {got}, expected {expected}"
-            );
+            assert!((got / expected - 1.0).abs() < 3e-7, "exp({x}) = {got}, expected {expected}");
         }
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
@@ -242,10 +222,7 @@ mod tests {
         let row = [1.0, -0.0, 0.0, 1.0, -3.0, f32::NEG_INFINITY, 1e-40, 2.5];
         let mut keys: Vec<u64> = (0..row.len()).map(|at| key(&row, at)).collect();
         keys.sort_unstable();
-        assert_eq!(
-            keys.into_iter().map(index).collect::<Vec<_>>(),
-            [7, 0, 3, 6, 1, 2, 4, 5]
-        );
+        assert_eq!(keys.into_iter().map(index).collect::<Vec<_>>(), [7, 0, 3, 6, 1, 2, 4, 5]);
         assert_eq!(rank(&row, 3), 2);
         assert_eq!(rank(&row, 2), 5);
     }

@@ -18,48 +18,25 @@ fn workload(random: &mut Random, count: usize, most: usize) -> Vec<EngineRequest
     let request = |_| {
         let prompt_len = random.range(1, most);
         let (common, kind) = (random.below(prompt_len + 1), random.below(3) as u32);
-        let prompt = (0..prompt_len)
-            .map(|i| {
-                if i < common {
-                    kind
-                } else {
-                    random.below(VOCAB) as u32
-                }
-            })
-            .collect();
+        let prompt = (0..prompt_len).map(|i| if i < common { kind } else { random.below(VOCAB) as u32 }).collect();
         let max_tokens = random.range(1, most);
         let params = SamplingParams {
             max_tokens,
             min_tokens: random.below(max_tokens + 1) / 2,
-            temperature: if random.chance(30) {
-                0.0
-            } else {
-                0.3 + random.float()
-            },
-            top_k: if random.chance(30) {
-                random.range(1, 20)
-            } else {
-                0
-            },
+            temperature: if random.chance(30) { 0.0 } else { 0.3 + random.float() },
+            top_k: if random.chance(30) { random.range(1, 20) } else { 0 },
             top_p: if random.chance(30) { 0.7 } else { 1.0 },
             presence_penalty: if random.chance(20) { 1.0 } else { 0.0 },
             repetition_penalty: if random.chance(20) { 1.3 } else { 1.0 },
             eos_token_ids: vec![5],
             ignore_eos: random.chance(50),
-            stop_token_ids: if random.chance(20) {
-                vec![6, 7]
-            } else {
-                Vec::new()
-            },
+            stop_token_ids: if random.chance(20) { vec![6, 7] } else { Vec::new() },
             seed: Some(random.below(1000) as u64),
             logprobs: random.chance(20).then_some(2),
             prompt_logprobs: random.chance(10).then_some(1),
             ..SamplingParams::default()
         };
-        EngineRequest {
-            priority: random.below(3) as i32,
-            ..request(prompt, params)
-        }
+        EngineRequest { priority: random.below(3) as i32, ..request(prompt, params) }
     };
     (0..count).map(request).collect()
 }
@@ -74,11 +51,7 @@ fn options(window: Option<usize>, prefix_cache: PrefixCaching) -> SimOptions {
 /// Each alone, in a large pool, its prompt in one piece, nothing cached.
 fn alone(requests: &[EngineRequest], options: &SimOptions) -> Vec<Vec<String>> {
     let run = |request: &EngineRequest| {
-        let limits = Limits {
-            max_num_batched_tokens: 4096,
-            max_num_seqs: 1,
-            ..limits(64)
-        };
+        let limits = Limits { max_num_batched_tokens: 4096, max_num_seqs: 1, ..limits(64) };
         let limits = Limits {
             window: options.spec.window,
             prefix_cache: PrefixCaching::Unsupported,
@@ -99,10 +72,7 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
     for seed in 0..40 {
         let mut random = Random(seed * 77_777);
         let window = random.chance(30).then(|| random.range(1, 40));
-        let kind = [
-            PrefixCaching::Shared,
-            PrefixCaching::Unsupported,
-        ][random.below(2)];
+        let kind = [PrefixCaching::Shared, PrefixCaching::Unsupported][random.below(2)];
         let by_length = [
             None,
             Some(LengthDependence { above: 30, growing: false }),
@@ -120,11 +90,7 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
                 // 60 tokens of prompt and 60 of output take 8 blocks.
                 kv_blocks: random.range(8, 18),
                 window,
-                prefix_cache: if random.chance(25) {
-                    PrefixCaching::Unsupported
-                } else {
-                    kind
-                },
+                prefix_cache: if random.chance(25) { PrefixCaching::Unsupported } else { kind },
                 by_length,
             };
             let mut harness = Harness::new(options.clone(), limits);
@@ -160,46 +126,24 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
         }
     }
     // The test is worth nothing if these never happen.
-    assert!(
-        preemptions > 130 && hits > 2000 && tokens > 40_000,
-        "{preemptions} {hits} {tokens}"
-    );
+    assert!(preemptions > 130 && hits > 2000 && tokens > 40_000, "{preemptions} {hits} {tokens}");
 }
 
 #[test]
 fn parameters_end_a_generation_as_they_should() {
     let mut harness = Harness::new(options(None, PrefixCaching::Shared), limits(64));
-    let base = SamplingParams {
-        max_tokens: 50,
-        temperature: 0.0,
-        ..SamplingParams::default()
-    };
+    let base = SamplingParams { max_tokens: 50, temperature: 0.0, ..SamplingParams::default() };
     let free = harness.submit(request(vec![1, 2, 3], base.clone()));
     harness.finish(200);
     let tokens = harness.tokens(free);
     assert_eq!(tokens.len(), 50);
-    let Some(at) = (5..50).find(|&at| !tokens[..at].contains(&tokens[at])) else {
-        panic!("some token is new")
-    };
+    let Some(at) = (5..50).find(|&at| !tokens[..at].contains(&tokens[at])) else { panic!("some token is new") };
     // The same again, but that token is eos; then a stop token; then not before it is too late.
-    let eos = SamplingParams {
-        eos_token_ids: vec![tokens[at]],
-        ..base.clone()
-    };
-    let stop = SamplingParams {
-        stop_token_ids: vec![tokens[at]],
-        ..base.clone()
-    };
-    let ignored = SamplingParams {
-        ignore_eos: true,
-        ..eos.clone()
-    };
-    let late = SamplingParams {
-        min_tokens: 50,
-        ..eos.clone()
-    };
-    let ids =
-        [eos, stop, ignored, late].map(|params| harness.submit(request(vec![1, 2, 3], params)));
+    let eos = SamplingParams { eos_token_ids: vec![tokens[at]], ..base.clone() };
+    let stop = SamplingParams { stop_token_ids: vec![tokens[at]], ..base.clone() };
+    let ignored = SamplingParams { ignore_eos: true, ..eos.clone() };
+    let late = SamplingParams { min_tokens: 50, ..eos.clone() };
+    let ids = [eos, stop, ignored, late].map(|params| harness.submit(request(vec![1, 2, 3], params)));
     harness.finish(200);
     for id in &ids[..2] {
         assert_eq!(harness.tokens(*id), tokens[..=at]);
@@ -209,27 +153,15 @@ fn parameters_end_a_generation_as_they_should() {
     assert_eq!(harness.tokens(ids[2]), tokens);
     assert_eq!(harness.tokens(ids[3]).len(), 50);
     assert!(!harness.tokens(ids[3])[..49].contains(&tokens[at]));
-    assert_eq!(
-        harness.transcript(ids[3]).last().map(String::as_str),
-        Some("finished Length None")
-    );
+    assert_eq!(harness.transcript(ids[3]).last().map(String::as_str), Some("finished Length None"));
 }
 
 #[test]
 fn prompt_logprobs_cover_a_prompt_that_is_cut_into_pieces() {
     let prompt: Vec<u32> = (0..300).map(|i| i * 7 % VOCAB as u32).collect();
-    let params = SamplingParams {
-        max_tokens: 2,
-        prompt_logprobs: Some(1),
-        ..SamplingParams::default()
-    };
-    let mut harness = Harness::new(
-        options(None, PrefixCaching::Shared),
-        Limits {
-            max_num_batched_tokens: 128,
-            ..limits(64)
-        },
-    );
+    let params = SamplingParams { max_tokens: 2, prompt_logprobs: Some(1), ..SamplingParams::default() };
+    let mut harness =
+        Harness::new(options(None, PrefixCaching::Shared), Limits { max_num_batched_tokens: 128, ..limits(64) });
     let id = harness.submit(request(prompt.clone(), params));
     harness.finish(20);
     let Some(crate::engine::EngineEvent::PromptLogprobs(got)) = harness.events[&id].get(1) else {
@@ -238,8 +170,8 @@ fn prompt_logprobs_cover_a_prompt_that_is_cut_into_pieces() {
     assert_eq!(got.len(), 300);
     assert!(got[0].is_none());
     for (entry, &token) in got.iter().zip(&prompt).skip(1) {
-        assert!(entry.as_ref().is_some_and(|entry| entry.token == token
-            && entry.logprob < 0.0
-            && entry.top.len() == 1));
+        assert!(
+            entry.as_ref().is_some_and(|entry| entry.token == token && entry.logprob < 0.0 && entry.top.len() == 1)
+        );
     }
 }

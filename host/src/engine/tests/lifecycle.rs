@@ -5,20 +5,15 @@ use std::time::{Duration, Instant};
 use super::request;
 use crate::engine::sim::{SimExecutor, SimOptions};
 use crate::engine::{
-    Engine, EngineConfig, EngineError, EngineEvent, EngineHandle, EngineRequest, EngineState,
-    EventStream, FinishReason, SamplingParams, SubmitError,
+    Engine, EngineConfig, EngineError, EngineEvent, EngineHandle, EngineRequest, EngineState, EventStream,
+    FinishReason, SamplingParams, SubmitError,
 };
 use crate::exec::BLOCK_SIZE;
 
 const LONG: Duration = Duration::from_secs(20);
 
 fn config() -> EngineConfig {
-    EngineConfig {
-        max_num_seqs: 4,
-        max_num_batched_tokens: 64,
-        max_waiting: 8,
-        ..EngineConfig::new(1000, 64)
-    }
+    EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 64, max_waiting: 8, ..EngineConfig::new(1000, 64) }
 }
 
 fn start(options: SimOptions, config: EngineConfig) -> EngineHandle {
@@ -29,21 +24,11 @@ fn start(options: SimOptions, config: EngineConfig) -> EngineHandle {
 }
 
 fn slow() -> SimOptions {
-    SimOptions {
-        step_time: Duration::from_millis(2),
-        ..SimOptions::new(50)
-    }
+    SimOptions { step_time: Duration::from_millis(2), ..SimOptions::new(50) }
 }
 
 fn tokens(count: usize) -> EngineRequest {
-    request(
-        vec![1, 2, 3],
-        SamplingParams {
-            max_tokens: count,
-            seed: Some(1),
-            ..SamplingParams::default()
-        },
-    )
+    request(vec![1, 2, 3], SamplingParams { max_tokens: count, seed: Some(1), ..SamplingParams::default() })
 }
 
 fn submit(handle: &EngineHandle, request: EngineRequest) -> EventStream {
@@ -76,155 +61,55 @@ fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
 fn events_come_in_order_with_their_instants() {
     let handle = start(SimOptions::new(50), config());
     let events = events(submit(&handle, tokens(5)));
-    assert!(matches!(
-        events[0],
-        EngineEvent::Started {
-            cached_tokens: 0,
-            ..
-        }
-    ));
-    assert!(
-        events[1..6]
-            .iter()
-            .all(|event| matches!(event, EngineEvent::Token { .. })),
-        "{events:?}"
-    );
-    let EngineEvent::Finished {
-        reason: FinishReason::Length,
-        stop_token: None,
-        timings,
-        ..
-    } = &events[6]
-    else {
+    assert!(matches!(events[0], EngineEvent::Started { cached_tokens: 0, .. }));
+    assert!(events[1..6].iter().all(|event| matches!(event, EngineEvent::Token { .. })), "{events:?}");
+    let EngineEvent::Finished { reason: FinishReason::Length, stop_token: None, timings, .. } = &events[6] else {
         panic!("{events:?}");
     };
-    let instants = [
-        Some(timings.arrival),
-        timings.first_scheduled,
-        timings.first_token,
-        Some(timings.finished),
-    ];
-    assert!(
-        instants.iter().all(Option::is_some) && instants.is_sorted(),
-        "{instants:?}"
-    );
+    let instants = [Some(timings.arrival), timings.first_scheduled, timings.first_token, Some(timings.finished)];
+    assert!(instants.iter().all(Option::is_some) && instants.is_sorted(), "{instants:?}");
     assert_eq!(events.len(), 7);
     let stats = handle.stats();
-    assert_eq!(
-        (stats.prompt_tokens, stats.generation_tokens, stats.steps),
-        (3, 5, 5)
-    );
+    assert_eq!((stats.prompt_tokens, stats.generation_tokens, stats.steps), (3, 5, 5));
 }
 
 #[test]
 fn what_can_never_run_is_refused_and_told_why() {
-    let handle = start(
-        SimOptions::new(50),
-        EngineConfig {
-            max_model_len: 100,
-            kv_blocks: 4,
-            ..config()
-        },
-    );
-    let refuse = |request| {
-        handle
-            .submit(request)
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default()
-    };
-    assert_eq!(
-        handle
-            .submit(request(vec![], SamplingParams::default()))
-            .err(),
-        Some(SubmitError::EmptyPrompt)
-    );
+    let handle = start(SimOptions::new(50), EngineConfig { max_model_len: 100, kv_blocks: 4, ..config() });
+    let refuse = |request| handle.submit(request).err().map(|error| error.to_string()).unwrap_or_default();
+    assert_eq!(handle.submit(request(vec![], SamplingParams::default())).err(), Some(SubmitError::EmptyPrompt));
     let text = refuse(request(vec![1; 100], SamplingParams::default()));
+    assert!(text.contains("has 100 tokens") && text.contains("context length is 100"), "{text}");
+    let text = refuse(request(vec![1; 60], SamplingParams { max_tokens: 20, ..SamplingParams::default() }));
     assert!(
-        text.contains("has 100 tokens") && text.contains("context length is 100"),
-        "{text}"
-    );
-    let text = refuse(request(
-        vec![1; 60],
-        SamplingParams {
-            max_tokens: 20,
-            ..SamplingParams::default()
-        },
-    ));
-    assert!(
-        text.contains("need 5 KV blocks")
-            && text.contains("the cache has 4")
-            && text.contains("--kv-cache-memory"),
+        text.contains("need 5 KV blocks") && text.contains("the cache has 4") && text.contains("--kv-cache-memory"),
         "{text}"
     );
     let text = refuse(request(vec![50], SamplingParams::default()));
-    assert!(
-        text.contains("prompt: token id 50 is out of range"),
-        "{text}"
-    );
-    let text = refuse(request(
-        vec![1],
-        SamplingParams {
-            logit_bias: vec![(99, 1.0)],
-            ..SamplingParams::default()
-        },
-    ));
+    assert!(text.contains("prompt: token id 50 is out of range"), "{text}");
+    let text = refuse(request(vec![1], SamplingParams { logit_bias: vec![(99, 1.0)], ..SamplingParams::default() }));
     assert!(text.contains("logit_bias: token id 99"), "{text}");
     // What just fits: the last token is never computed, so 65 tokens take 4 blocks.
     assert_eq!(handle.max_request_tokens(), 4 * BLOCK_SIZE + 1);
-    let fits = submit(
-        &handle,
-        request(
-            vec![1; 60],
-            SamplingParams {
-                max_tokens: 5,
-                ..SamplingParams::default()
-            },
-        ),
-    );
+    let fits = submit(&handle, request(vec![1; 60], SamplingParams { max_tokens: 5, ..SamplingParams::default() }));
     assert_eq!(events(fits).len(), 7);
 }
 
 #[test]
 fn a_generation_ends_at_the_context_length() {
-    let handle = start(
-        SimOptions::new(50),
-        EngineConfig {
-            max_model_len: 10,
-            ..config()
-        },
-    );
+    let handle = start(SimOptions::new(50), EngineConfig { max_model_len: 10, ..config() });
     let events = events(submit(&handle, tokens(500)));
     assert_eq!(events.len(), 1 + 7 + 1);
-    assert!(matches!(
-        events[8],
-        EngineEvent::Finished {
-            reason: FinishReason::Length,
-            ..
-        }
-    ));
+    assert!(matches!(events[8], EngineEvent::Finished { reason: FinishReason::Length, .. }));
 }
 
 #[test]
 fn the_queue_is_bounded_and_has_room_again_when_requests_are_dropped() {
-    let handle = start(
-        slow(),
-        EngineConfig {
-            max_num_seqs: 1,
-            max_model_len: 10_000,
-            kv_blocks: 1000,
-            ..config()
-        },
-    );
+    let handle = start(slow(), EngineConfig { max_num_seqs: 1, max_model_len: 10_000, kv_blocks: 1000, ..config() });
     let first = submit(&handle, tokens(9000));
-    wait_for("the first request runs", || {
-        handle.stats().running == 1 && handle.stats().waiting == 0
-    });
+    wait_for("the first request runs", || handle.stats().running == 1 && handle.stats().waiting == 0);
     let waiting: Vec<EventStream> = (0..8).map(|_| submit(&handle, tokens(5))).collect();
-    assert_eq!(
-        handle.submit(tokens(5)).err(),
-        Some(SubmitError::QueueFull { limit: 8 })
-    );
+    assert_eq!(handle.submit(tokens(5)).err(), Some(SubmitError::QueueFull { limit: 8 }));
     assert_eq!(handle.stats().waiting, 8);
     // Dropping makes room while they still wait, and frees the blocks of the one that runs.
     drop(waiting);
@@ -235,27 +120,13 @@ fn the_queue_is_bounded_and_has_room_again_when_requests_are_dropped() {
     assert_eq!(events(next).len(), 7);
     wait_for("all blocks are free", || handle.stats().kv_blocks_used == 0);
     assert!(handle.stats().generation_tokens < 9000);
-    assert_eq!(
-        handle.submit_all(vec![tokens(1); 9]).err(),
-        Some(SubmitError::QueueFull { limit: 8 })
-    );
-    assert_eq!(
-        handle
-            .submit_all(vec![tokens(1); 8])
-            .map(|streams| streams.into_iter().map(events).count()),
-        Ok(8)
-    );
+    assert_eq!(handle.submit_all(vec![tokens(1); 9]).err(), Some(SubmitError::QueueFull { limit: 8 }));
+    assert_eq!(handle.submit_all(vec![tokens(1); 8]).map(|streams| streams.into_iter().map(events).count()), Ok(8));
 }
 
 #[test]
 fn a_failed_step_fails_its_requests_only() {
-    let handle = start(
-        SimOptions {
-            failing_steps: vec![1],
-            ..SimOptions::new(50)
-        },
-        config(),
-    );
+    let handle = start(SimOptions { failing_steps: vec![1], ..SimOptions::new(50) }, config());
     let text = failure(submit(&handle, tokens(5)));
     assert!(text.contains("simulated failure in step 1"), "{text}");
     assert_eq!(events(submit(&handle, tokens(5))).len(), 7);
@@ -265,34 +136,13 @@ fn a_failed_step_fails_its_requests_only() {
 
 #[test]
 fn a_request_with_broken_logits_fails_alone() {
-    let handle = start(
-        SimOptions {
-            poison: Some(9),
-            ..slow()
-        },
-        config(),
-    );
-    let fine = submit(
-        &handle,
-        request_of(SamplingParams {
-            bad_words: vec![vec![9]],
-            ..tokens(50).params
-        }),
-    );
-    let text = failure(submit(
-        &handle,
-        request(vec![3, 9], SamplingParams::default()),
-    ));
+    let handle = start(SimOptions { poison: Some(9), ..slow() }, config());
+    let fine = submit(&handle, request_of(SamplingParams { bad_words: vec![vec![9]], ..tokens(50).params }));
+    let text = failure(submit(&handle, request(vec![3, 9], SamplingParams::default())));
     assert!(text.contains("NaN as the logit of token 0"), "{text}");
     let text = failure(submit(
         &handle,
-        request(
-            vec![9, 3],
-            SamplingParams {
-                prompt_logprobs: Some(0),
-                ..SamplingParams::default()
-            },
-        ),
+        request(vec![9, 3], SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::default() }),
     ));
     assert!(text.contains("NaN"), "{text}");
     assert_eq!(events(fine).len(), 52);
@@ -304,16 +154,7 @@ fn request_of(params: SamplingParams) -> EngineRequest {
 
 #[test]
 fn after_a_panic_everyone_is_told_and_later_requests_are_refused() {
-    let handle = start(
-        SimOptions {
-            panicking_step: Some(20),
-            ..slow()
-        },
-        EngineConfig {
-            max_num_seqs: 1,
-            ..config()
-        },
-    );
+    let handle = start(SimOptions { panicking_step: Some(20), ..slow() }, EngineConfig { max_num_seqs: 1, ..config() });
     let (running, waiting) = (submit(&handle, tokens(100)), submit(&handle, tokens(100)));
     for stream in [running, waiting] {
         let text = failure(stream);
@@ -322,46 +163,25 @@ fn after_a_panic_everyone_is_told_and_later_requests_are_refused() {
     assert!(handle.wait_stopped(LONG));
     assert_eq!(handle.submit(tokens(1)).err(), Some(SubmitError::Stopped));
     let stats = handle.stats();
-    assert_eq!(
-        (stats.state, stats.running, stats.waiting, stats.busy),
-        (EngineState::Stopped, 0, 0, false)
-    );
+    assert_eq!((stats.state, stats.running, stats.waiting, stats.busy), (EngineState::Stopped, 0, 0, false));
 }
 
 #[test]
 fn draining_finishes_what_there_is_and_shutdown_ends_it() {
-    let handle = start(
-        slow(),
-        EngineConfig {
-            max_num_seqs: 1,
-            ..config()
-        },
-    );
+    let handle = start(slow(), EngineConfig { max_num_seqs: 1, ..config() });
     let (running, waiting) = (submit(&handle, tokens(20)), submit(&handle, tokens(3)));
     handle.drain();
     assert_eq!(handle.submit(tokens(1)).err(), Some(SubmitError::Draining));
     assert_eq!((events(running).len(), events(waiting).len()), (22, 5));
     assert!(handle.wait_stopped(LONG));
 
-    let handle = start(
-        slow(),
-        EngineConfig {
-            max_num_seqs: 1,
-            ..config()
-        },
-    );
+    let handle = start(slow(), EngineConfig { max_num_seqs: 1, ..config() });
     let streams = [submit(&handle, tokens(900)), submit(&handle, tokens(900))];
     wait_for("one runs", || handle.stats().running == 1);
     assert!(!handle.wait_stopped(Duration::from_millis(5)));
     handle.shutdown();
     for stream in streams {
-        assert!(matches!(
-            events(stream).pop(),
-            Some(EngineEvent::Finished {
-                reason: FinishReason::Abort,
-                ..
-            })
-        ));
+        assert!(matches!(events(stream).pop(), Some(EngineEvent::Finished { reason: FinishReason::Abort, .. })));
     }
     assert!(handle.wait_stopped(LONG));
     assert_eq!(handle.submit(tokens(1)).err(), Some(SubmitError::Stopped));
@@ -377,16 +197,11 @@ fn without_handles_the_engine_ends_when_its_requests_have() {
 
 #[test]
 fn a_heartbeat_shows_a_hanging_step() {
-    let options = SimOptions {
-        step_time: Duration::from_millis(1000),
-        ..SimOptions::new(50)
-    };
+    let options = SimOptions { step_time: Duration::from_millis(1000), ..SimOptions::new(50) };
     let handle = start(options, config());
     assert!(!handle.stats().busy);
     let stream = submit(&handle, tokens(1));
-    wait_for("the step hangs", || {
-        handle.stats().busy && handle.stats().since_heartbeat > Duration::from_millis(50)
-    });
+    wait_for("the step hangs", || handle.stats().busy && handle.stats().since_heartbeat > Duration::from_millis(50));
     assert_eq!(events(stream).len(), 3);
     wait_for("it is idle", || !handle.stats().busy);
 }
@@ -407,8 +222,7 @@ fn contradicting_configurations_are_refused() {
     assert!(refuse(&|config| config.max_num_seqs = 65).contains("(64) is below max_num_seqs (65)"));
     assert!(refuse(&|config| config.max_num_batched_tokens = 1001).contains("built for 1000"));
     assert!(
-        refuse(&|config| (config.max_num_seqs, config.max_num_batched_tokens) = (101, 500))
-            .contains("built for 100")
+        refuse(&|config| (config.max_num_seqs, config.max_num_batched_tokens) = (101, 500)).contains("built for 100")
     );
     assert!(refuse(&|config| config.kv_blocks = 0).contains("--kv-cache-memory"));
 }
@@ -417,11 +231,7 @@ fn contradicting_configurations_are_refused() {
 fn unseeded_requests_differ_and_seeded_ones_do_not() {
     let handle = start(SimOptions::new(50), config());
     let run = |seed| {
-        let params = SamplingParams {
-            max_tokens: 40,
-            seed,
-            ..SamplingParams::default()
-        };
+        let params = SamplingParams { max_tokens: 40, seed, ..SamplingParams::default() };
         format!(
             "{:?}",
             events(submit(&handle, request_of(params)))

@@ -42,7 +42,14 @@ impl Random {
 }
 
 fn limits(kv_blocks: usize) -> Limits {
-    Limits { max_num_seqs: 8, max_num_batched_tokens: 64, kv_blocks, window: None, prefix_cache: PrefixCaching::Shared, by_length: None }
+    Limits {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        kv_blocks,
+        window: None,
+        prefix_cache: PrefixCaching::Shared,
+        by_length: None,
+    }
 }
 
 fn request(prompt: Vec<u32>, params: SamplingParams) -> EngineRequest {

@@ -74,33 +74,13 @@ impl World {
         let prompt_len = random.range(1, length - 1);
         // Few distinct beginnings, so that prompts share blocks.
         let (common, kind) = (random.below(prompt_len + 1), random.below(3) as u32);
-        let prompt = (0..prompt_len)
-            .map(|i| {
-                if i < common {
-                    kind
-                } else {
-                    random.below(50) as u32
-                }
-            })
-            .collect();
-        let priority = if self.priorities {
-            random.below(3) as i32
-        } else {
-            0
-        };
+        let prompt = (0..prompt_len).map(|i| if i < common { kind } else { random.below(50) as u32 }).collect();
+        let priority = if self.priorities { random.below(3) as i32 } else { 0 };
         let id = self.next_id;
         self.next_id += 1;
         let sequence = Sequence::new(id, priority, prompt, random.chance(10));
         let ahead = length + self.jobs.values().map(|job| job.length).sum::<usize>();
-        self.jobs.insert(
-            id,
-            Job {
-                priority,
-                length,
-                arrived: self.now,
-                ahead,
-            },
-        );
+        self.jobs.insert(id, Job { priority, length, arrived: self.now, ahead });
         self.scheduler.add(sequence);
     }
 
@@ -123,38 +103,17 @@ impl World {
         let running = self.scheduler.running();
         let tokens: usize = running.iter().map(|seq| seq.scheduled).sum();
         assert_eq!(tokens, decision.tokens);
-        assert!(
-            tokens <= self.limits.max_num_batched_tokens,
-            "budget exceeded"
-        );
-        assert!(
-            running.iter().all(|seq| seq.scheduled > 0),
-            "whoever runs makes progress"
-        );
-        assert!(
-            self.jobs.is_empty() || !running.is_empty(),
-            "something always runs"
-        );
+        assert!(tokens <= self.limits.max_num_batched_tokens, "budget exceeded");
+        assert!(running.iter().all(|seq| seq.scheduled > 0), "whoever runs makes progress");
+        assert!(self.jobs.is_empty() || !running.is_empty(), "something always runs");
         let rows: usize = running.iter().map(|seq| seq.logit_positions().len()).sum();
         assert!(rows <= running.len() + MAX_PROMPT_ROWS, "{rows} rows");
         for seq in running {
             assert!(seq.prompt_rows.is_none() || seq.output_len() == 0);
-            assert!(
-                seq.step_end() <= seq.blocks.len() * BLOCK_SIZE,
-                "no block for a token"
-            );
-            assert!(
-                seq.cached_tokens < seq.prompt_len,
-                "the last prompt token is always computed"
-            );
+            assert!(seq.step_end() <= seq.blocks.len() * BLOCK_SIZE, "no block for a token");
+            assert!(seq.cached_tokens < seq.prompt_len, "the last prompt token is always computed");
         }
-        let Self {
-            random,
-            jobs,
-            now,
-            priorities,
-            ..
-        } = self;
+        let Self { random, jobs, now, priorities, .. } = self;
         self.scheduler.complete(|seq| {
             let job = &jobs[&seq.id];
             if !seq.samples() {
@@ -165,11 +124,7 @@ impl World {
             }
             // First come, first served: the first in order gets a token each step and is never preempted.
             let waited = *now - job.arrived;
-            assert!(
-                *priorities || waited <= job.ahead,
-                "job {} took {waited} steps",
-                seq.id
-            );
+            assert!(*priorities || waited <= job.ahead, "job {} took {waited} steps", seq.id);
             jobs.remove(&seq.id);
             Outcome::Finish
         });
@@ -195,11 +150,7 @@ fn nothing_leaks_starves_or_exceeds_its_limits() {
         for _ in 0..=left {
             world.step();
         }
-        assert!(
-            world.jobs.is_empty() && world.scheduler.is_idle(),
-            "seed {seed}: {} jobs left",
-            world.jobs.len()
-        );
+        assert!(world.jobs.is_empty() && world.scheduler.is_idle(), "seed {seed}: {} jobs left", world.jobs.len());
         assert_eq!(world.scheduler.block_usage().0, 0);
         if !world.priorities {
             let mut first: Vec<u64> = Vec::new();
@@ -215,36 +166,20 @@ fn nothing_leaks_starves_or_exceeds_its_limits() {
         jobs += world.next_id;
     }
     // The test is worth nothing if these never happen.
-    assert!(
-        jobs > 5000 && preemptions > 400 && hits > 5000,
-        "{jobs} jobs, {preemptions} preemptions, {hits} hits"
-    );
+    assert!(jobs > 5000 && preemptions > 400 && hits > 5000, "{jobs} jobs, {preemptions} preemptions, {hits} hits");
 }
 
 /// Runs one step in which every sequence that is due gets token 7.
 fn run(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
     scheduler.schedule();
-    let scheduled = scheduler
-        .running()
-        .iter()
-        .map(|seq| (seq.id, seq.scheduled))
-        .collect();
-    scheduler.complete(|seq| {
-        if seq.samples() {
-            Outcome::Token(7)
-        } else {
-            Outcome::Continue
-        }
-    });
+    let scheduled = scheduler.running().iter().map(|seq| (seq.id, seq.scheduled)).collect();
+    scheduler.complete(|seq| if seq.samples() { Outcome::Token(7) } else { Outcome::Continue });
     scheduled
 }
 
 #[test]
 fn long_prompts_are_cut_and_do_not_stop_the_others() {
-    let mut scheduler = Scheduler::new(Limits {
-        max_num_batched_tokens: 32,
-        ..super::limits(32)
-    });
+    let mut scheduler = Scheduler::new(Limits { max_num_batched_tokens: 32, ..super::limits(32) });
     scheduler.add(Sequence::new(0, 0, vec![1; 10], false));
     scheduler.add(Sequence::new(1, 0, vec![2; 70], false));
     scheduler.add(Sequence::new(2, 0, vec![3; 5], false));
@@ -261,10 +196,7 @@ fn long_prompts_are_cut_and_do_not_stop_the_others() {
 #[test]
 fn the_last_in_order_is_preempted_and_comes_back_first() {
     // Three sequences of one block each, and one block more.
-    let limits = Limits {
-        prefix_cache: PrefixCaching::Unsupported,
-        ..super::limits(6)
-    };
+    let limits = Limits { prefix_cache: PrefixCaching::Unsupported, ..super::limits(6) };
     let mut scheduler = Scheduler::new(limits);
     for id in 0..3 {
         scheduler.add(Sequence::new(id, 0, vec![1; 16], false));
@@ -277,20 +209,13 @@ fn the_last_in_order_is_preempted_and_comes_back_first() {
     }
     assert_eq!(scheduler.block_usage(), (6, 6));
     let decision = scheduler.schedule();
-    assert_eq!(
-        (&decision.preempted[..], &decision.admitted[..]),
-        (&[2][..], &[][..])
-    );
+    assert_eq!((&decision.preempted[..], &decision.admitted[..]), (&[2][..], &[][..]));
     assert_eq!(scheduler.running().len(), 2);
     assert_eq!(scheduler.waiting(), 2);
     scheduler.complete(|_| Outcome::Finish);
     let decision = scheduler.schedule();
     assert_eq!(decision.admitted, [2, 3]);
-    assert_eq!(
-        scheduler.running()[0].scheduled,
-        33,
-        "computed again, output and all"
-    );
+    assert_eq!(scheduler.running()[0].scheduled, 33, "computed again, output and all");
     scheduler.check();
 }
 
@@ -302,24 +227,13 @@ fn cached_blocks_are_shared_but_the_last_token_is_computed() {
     scheduler.add(Sequence::new(1, 0, vec![1; 48], false));
     assert_eq!(run(&mut scheduler), [(0, 48)]);
     assert_eq!(run(&mut scheduler), [(0, 1), (1, 16)]);
-    assert_eq!(
-        scheduler.running()[0].blocks[..2],
-        scheduler.running()[1].blocks[..2]
-    );
-    assert_ne!(
-        scheduler.running()[0].blocks[2],
-        scheduler.running()[1].blocks[2]
-    );
+    assert_eq!(scheduler.running()[0].blocks[..2], scheduler.running()[1].blocks[..2]);
+    assert_ne!(scheduler.running()[0].blocks[2], scheduler.running()[1].blocks[2]);
     assert_eq!(scheduler.counts().hits, 32);
     // Finished sequences leave their blocks, prompt and output.
     scheduler.schedule();
     scheduler.complete(|_| Outcome::Finish);
-    scheduler.add(Sequence::new(
-        2,
-        0,
-        [vec![1; 48], vec![7, 7, 9]].concat(),
-        false,
-    ));
+    scheduler.add(Sequence::new(2, 0, [vec![1; 48], vec![7, 7, 9]].concat(), false));
     assert_eq!(run(&mut scheduler), [(2, 3)]);
     // Whoever wants the logits of the prompt computes it all.
     scheduler.add(Sequence::new(3, 0, vec![1; 48], true));
@@ -329,10 +243,8 @@ fn cached_blocks_are_shared_but_the_last_token_is_computed() {
 
 #[test]
 fn the_class_of_the_length_is_part_of_the_content() {
-    let mut scheduler = Scheduler::new(Limits {
-        by_length: Some(LengthDependence { above: 45, growing: true }),
-        ..super::limits(32)
-    });
+    let mut scheduler =
+        Scheduler::new(Limits { by_length: Some(LengthDependence { above: 45, growing: true }), ..super::limits(32) });
     scheduler.add(Sequence::new(0, 0, vec![1; 40], false));
     run(&mut scheduler);
     scheduler.add(Sequence::new(1, 0, vec![1; 50], false));
@@ -352,24 +264,13 @@ fn a_sequence_that_grows_into_another_class_is_computed_anew() {
 
 #[test]
 fn windows_free_blocks_and_a_long_sequence_fits_a_small_pool() {
-    let limits = Limits {
-        window: Some(32),
-        max_num_batched_tokens: 16,
-        ..super::limits(6)
-    };
-    let mut scheduler = Scheduler::new(Limits {
-        max_num_seqs: 2,
-        ..limits
-    });
+    let limits = Limits { window: Some(32), max_num_batched_tokens: 16, ..super::limits(6) };
+    let mut scheduler = Scheduler::new(Limits { max_num_seqs: 2, ..limits });
     scheduler.add(Sequence::new(0, 0, vec![1; 400], false));
     for _ in 0..100 {
         run(&mut scheduler);
         scheduler.check();
-        assert!(
-            scheduler.block_usage().0 <= 5,
-            "{:?}",
-            scheduler.block_usage()
-        );
+        assert!(scheduler.block_usage().0 <= 5, "{:?}", scheduler.block_usage());
     }
     assert_eq!(scheduler.counts().preemptions, 0);
     assert!(scheduler.running()[0].output_len() > 70);

@@ -201,7 +201,8 @@ fn is_view(graph: &Graph, node: &Node) -> bool {
 fn static_nodes(graph: &Graph) -> Vec<bool> {
     let mut out: Vec<bool> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
-        let fixed = !matches!(node.op, Op::Input { .. } | Op::ContextLength { .. }) && node.ty.shape.as_consts().is_some();
+        let fixed =
+            !matches!(node.op, Op::Input { .. } | Op::ContextLength { .. }) && node.ty.shape.as_consts().is_some();
         out.push(fixed && node.inputs.iter().all(|v| out[v.index()]));
     }
     out
@@ -410,7 +411,8 @@ impl Lowering<'_> {
     /// Whether nothing reads the memory of `v` after node i.
     fn dies_at(&self, v: Value, i: usize) -> bool {
         let class = self.facts.class[v.index()];
-        self.facts.last_use[class] == i && !matches!(self.graph.nodes[class].op, Op::Input { .. } | Op::ContextLength { .. })
+        self.facts.last_use[class] == i
+            && !matches!(self.graph.nodes[class].op, Op::Input { .. } | Op::ContextLength { .. })
     }
 
     fn same_views(&self, node: &Node) -> bool {

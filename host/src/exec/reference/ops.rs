@@ -95,7 +95,9 @@ pub(super) fn to_tensor(x: &Array) -> Result<Tensor, OpError> {
 /// Computes a primitive. `shape` is that of the result; types were checked by `plugin_api::spec`.
 pub(super) fn apply(op: &Op, x: &[&Array], shape: &[usize], step: &Step<'_>) -> OpResult {
     match op {
-        Op::Input { .. } | Op::ContextLength { .. } | Op::Weight { .. } | Op::Const { .. } | Op::Iota { .. } => leaf(op, shape, step),
+        Op::Input { .. } | Op::ContextLength { .. } | Op::Weight { .. } | Op::Const { .. } | Op::Iota { .. } => {
+            leaf(op, shape, step)
+        }
         Op::Neg | Op::Abs | Op::Sign | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt | Op::Sin | Op::Cos => unary(op, x[0]),
         Op::Tanh | Op::Sigmoid | Op::Erf | Op::Floor | Op::Ceil | Op::Round => unary(op, x[0]),
         Op::Not => map(x[0], |b: u8| u8::from(b == 0)),

@@ -1,0 +1,260 @@
+//! Flags that commands share, and the values they take.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::exec::Dtype;
+use crate::llm::{DtypeChoice, ExecutorKind, LlmOptions, ModelSource};
+use crate::registry::ModelImpl;
+
+/// Which model, and how it is run.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A folder with config.json and safetensors, or a name on the hub such as org/model
+    pub model: Option<String>,
+    /// Branch, tag or commit on the hub
+    #[arg(long, env = "HOST_REVISION")]
+    pub revision: Option<String>,
+    /// Where downloads are kept [default: the cache of Hugging Face's tools]
+    #[arg(long, env = "HOST_DOWNLOAD_DIR", value_name = "DIR")]
+    pub download_dir: Option<PathBuf>,
+    /// Name that the API knows the model by; may be repeated [default: MODEL as given]
+    #[arg(long, env = "HOST_SERVED_MODEL_NAME", value_name = "NAME", num_args = 1.., value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+    /// Load no tokenizer: prompts are token ids
+    #[arg(long, env = "HOST_SKIP_TOKENIZER_INIT")]
+    pub skip_tokenizer_init: bool,
+    /// Chat template to use instead of the model's: a file, or the template itself
+    #[arg(long, env = "HOST_CHAT_TEMPLATE")]
+    pub chat_template: Option<String>,
+    /// The most logprobs that a request may ask for; -1: no limit
+    #[arg(long, env = "HOST_MAX_LOGPROBS", default_value_t = 20, allow_hyphen_values = true)]
+    pub max_logprobs: i64,
+    #[command(flatten)]
+    pub(super) plugins: PluginArgs,
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+    #[command(flatten)]
+    pub(super) log: LogArgs,
+}
+
+/// Where plugins come from.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Plugins")]
+pub(super) struct PluginArgs {
+    /// Which plugin builds the model: auto, native, transformers, or a plugin's name
+    #[arg(long, env = "HOST_MODEL_IMPL", default_value = "auto", value_name = "IMPL")]
+    pub(super) model_impl: ModelImpl,
+    #[command(flatten)]
+    pub(super) search: SearchArgs,
+}
+
+/// Where plugins are looked for, and what they may use.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Plugins")]
+pub(super) struct SearchArgs {
+    /// A folder with plugins, searched before all others; may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub(super) plugins_dir: Vec<PathBuf>,
+    /// Seconds that a plugin may take for one answer
+    #[arg(long, env = "HOST_PLUGIN_TIMEOUT", default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) plugin_timeout: u64,
+    /// Memory that a plugin may use
+    #[arg(long, env = "HOST_PLUGIN_MEMORY", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
+    pub(super) plugin_memory: u64,
+}
+
+/// How the engine runs.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Engine")]
+pub(super) struct EngineArgs {
+    /// Arithmetic of matrix products: auto, float32, bfloat16 or float16
+    #[arg(long, env = "HOST_DTYPE", default_value = "auto", value_parser = dtype)]
+    pub(super) dtype: DtypeChoice,
+    /// Element type of the KV cache: auto (float32 with --dtype float32, else bfloat16), float32 or bfloat16
+    #[arg(long, env = "HOST_KV_CACHE_DTYPE", default_value = "auto", value_parser = kv_cache_dtype)]
+    pub(super) kv_cache_dtype: DtypeChoice,
+    /// What runs the graph
+    #[arg(long, env = "HOST_EXECUTOR", default_value = "cpu")]
+    pub(super) executor: ExecutorArg,
+    /// Threads that compute [default: one a core]
+    #[arg(long, env = "HOST_THREADS", value_parser = at_least_one)]
+    pub(super) threads: Option<usize>,
+    /// The most tokens of prompt and output [default: what the model was made for]
+    #[arg(long, env = "HOST_MAX_MODEL_LEN", value_name = "TOKENS", value_parser = tokens)]
+    pub(super) max_model_len: Option<usize>,
+    /// The most sequences in a step
+    #[arg(long, env = "HOST_MAX_NUM_SEQS", default_value_t = 256, value_name = "N", value_parser = at_least_one)]
+    pub(super) max_num_seqs: usize,
+    /// The most tokens in a step; longer prompts take several
+    #[arg(long, env = "HOST_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "TOKENS", value_parser = at_least_one)]
+    pub(super) max_num_batched_tokens: usize,
+    /// The most requests that wait; more are answered with 503
+    #[arg(long, env = "HOST_MAX_WAITING", default_value_t = 1024, value_name = "N", alias = "max-num-queued-reqs", value_parser = at_least_one)]
+    pub(super) max_waiting: usize,
+    /// Memory of the KV cache, e.g. 4GiB [default: what all sequences need, at most half of what is free]
+    #[arg(long, env = "HOST_KV_CACHE_MEMORY", value_name = "SIZE", value_parser = size)]
+    pub(super) kv_cache_memory: Option<u64>,
+    /// Compute every prompt anew instead of reusing common beginnings
+    #[arg(long, env = "HOST_NO_ENABLE_PREFIX_CACHING")]
+    pub(super) no_enable_prefix_caching: bool,
+}
+
+/// What is logged, and how.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Log")]
+pub(super) struct LogArgs {
+    /// error, warn, info, debug or trace; or a filter such as info,host::engine=debug
+    #[arg(long, env = "HOST_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub(super) log_level: String,
+    /// Form of the log
+    #[arg(long, env = "HOST_LOG_FORMAT", default_value = "text")]
+    pub(super) log_format: LogFormat,
+    /// Read settings from this file [default: host.toml here, or in the user's configuration folder]
+    #[arg(long, env = "HOST_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExecutorArg {
+    /// Kernels on the CPU
+    Cpu,
+    /// Op by op, slow: the oracle
+    Reference,
+}
+
+impl ModelArgs {
+    /// What was typed as what is meant.
+    pub fn options(&self) -> anyhow::Result<LlmOptions> {
+        let Self { engine, plugins, .. } = self;
+        let mut options = LlmOptions {
+            model: self.model.clone().map_or(ModelSource::Demo, ModelSource::Named),
+            served_names: self.served_model_name.clone(),
+            model_impl: plugins.model_impl.clone(),
+            dtype: engine.dtype,
+            kv_cache_dtype: engine.kv_cache_dtype,
+            executor: match engine.executor {
+                ExecutorArg::Cpu => ExecutorKind::Cpu,
+                ExecutorArg::Reference => ExecutorKind::Reference,
+            },
+            threads: engine.threads,
+            max_model_len: engine.max_model_len,
+            // vLLM does the same: a small budget bounds the sequences too.
+            max_num_seqs: engine.max_num_seqs.min(engine.max_num_batched_tokens),
+            max_num_batched_tokens: engine.max_num_batched_tokens,
+            max_waiting: engine.max_waiting,
+            enable_prefix_caching: !engine.no_enable_prefix_caching,
+            kv_cache_memory: engine.kv_cache_memory,
+            skip_tokenizer_init: self.skip_tokenizer_init,
+            chat_template: self.chat_template.as_deref().map(chat_template).transpose()?,
+            max_logprobs: self.max_logprobs,
+            ..LlmOptions::default()
+        };
+        options.hub.revision = self.revision.clone();
+        if let Some(dir) = &self.download_dir {
+            options.hub.cache_dir = dir.clone();
+        }
+        plugins.search.apply(&mut options.registry);
+        Ok(options)
+    }
+}
+
+impl SearchArgs {
+    pub(super) fn apply(&self, options: &mut crate::registry::RegistryOptions) {
+        options.dirs = self.plugins_dir.clone();
+        options.deadline = Duration::from_secs(self.plugin_timeout);
+        options.memory_limit = self.plugin_memory;
+    }
+}
+
+/// A file's content, or the template itself when it looks like one.
+fn chat_template(given: &str) -> anyhow::Result<String> {
+    if given.contains("{%") || given.contains("{{") {
+        return Ok(given.to_owned());
+    }
+    std::fs::read_to_string(given).map_err(|e| anyhow::anyhow!("--chat-template {given}: {e}"))
+}
+
+/// `4GiB`, `512MB`, `1.5G`, or bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        other => return Err(format!("`{other}` is not a unit; use KiB, MiB, GiB, TiB, KB, MB, GB or TB")),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n.is_finite() && n > 0.0 => Ok((n * factor as f64) as u64),
+        _ => Err("expected a size above 0 such as 4GiB".into()),
+    }
+}
+
+/// A number of tokens; vLLM's `32k` (1000s) and `32K` (1024s) are understood.
+fn tokens(text: &str) -> Result<usize, String> {
+    let (number, factor) = match text.as_bytes().last() {
+        Some(b'k') => (&text[..text.len() - 1], 1000),
+        Some(b'K') => (&text[..text.len() - 1], 1024),
+        _ => (text, 1),
+    };
+    at_least_one(number)?.checked_mul(factor).ok_or_else(|| "the number is too large".into())
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n >= 1 => Ok(n),
+        Ok(_) => Err("it must be at least 1".into()),
+        Err(e) => Err(format!("{e}")),
+    }
+}
+
+fn dtype(text: &str) -> Result<DtypeChoice, String> {
+    match text {
+        "auto" => Ok(DtypeChoice::Auto),
+        name => Dtype::from_name(name)
+            .map(DtypeChoice::Is)
+            .ok_or_else(|| "expected auto, float32 (float), bfloat16 or float16 (half)".into()),
+    }
+}
+
+fn kv_cache_dtype(text: &str) -> Result<DtypeChoice, String> {
+    match dtype(text) {
+        Ok(choice) if choice != DtypeChoice::Is(Dtype::Float16) => Ok(choice),
+        _ => Err("expected auto, float32 or bfloat16".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_token_counts() {
+        for (text, bytes) in [("7", 7), ("4GiB", 4 << 30), ("1.5g", 3 << 29), ("2 kb", 2000), ("1T", 1 << 40)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GiB", "-1", "0", "4 gigs", "1e3", "NaN"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert_eq!((tokens("32k"), tokens("32K"), tokens("5")), (Ok(32_000), Ok(32_768), Ok(5)));
+        assert!(tokens("0").is_err() && tokens("k").is_err() && tokens("18446744073709551615K").is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! A model's files, opened: configuration, weights, tokenizer, generation settings. From a folder, from
+//! the hub, or from inside the program.
+
+use serde_json::Value;
+
+use super::load::{LlmOptions, LoadError, ModelSource};
+use crate::exec::Dtype;
+use crate::hub::{self, Weights};
+use crate::text::{GenerationConfig, Tokenizer};
+
+/// The built-in demo model; its card is `host/demo/README.md`.
+mod demo {
+    pub(super) const NAME: &str = "host-demo";
+    pub(super) const CONFIG: &[u8] = include_bytes!("../../demo/model/config.json");
+    pub(super) const GENERATION_CONFIG: &[u8] = include_bytes!("../../demo/model/generation_config.json");
+    pub(super) const TOKENIZER: &[u8] = include_bytes!("../../demo/model/tokenizer.json");
+    pub(super) const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../demo/model/tokenizer_config.json");
+    pub(super) static WEIGHTS: &[u8] = include_bytes!("../../demo/model/model.safetensors");
+}
+
+/// The files of one model.
+#[derive(Clone)]
+pub struct Checkpoint {
+    /// As the user named it.
+    pub name: String,
+    /// `config.json`.
+    pub config: Value,
+    /// The tensors.
+    pub weights: Weights,
+    /// Without: prompts are token ids.
+    pub tokenizer: Option<Tokenizer>,
+    /// End-of-sequence ids and sampling defaults.
+    pub generation_config: GenerationConfig,
+}
+
+impl Checkpoint {
+    /// Finds (downloads, if need be) and opens the model.
+    pub fn open(options: &LlmOptions) -> Result<Checkpoint, LoadError> {
+        let mut checkpoint = match &options.model {
+            ModelSource::Demo => Checkpoint::demo(options)?,
+            ModelSource::Named(name) => Checkpoint::named(name, options)?,
+        };
+        if let (Some(template), Some(tokenizer)) = (&options.chat_template, &checkpoint.tokenizer) {
+            checkpoint.tokenizer = Some(tokenizer.with_chat_template(template));
+        }
+        Ok(checkpoint)
+    }
+
+    fn demo(options: &LlmOptions) -> Result<Checkpoint, LoadError> {
+        let json = |bytes: &[u8]| -> Result<Value, LoadError> {
+            serde_json::from_slice(bytes).map_err(|e| LoadError::Setting(format!("the built-in model is damaged: {e}")))
+        };
+        let config = json(demo::CONFIG)?;
+        let tokenizer = match options.skip_tokenizer_init {
+            true => None,
+            false => Some(Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None)?),
+        };
+        Ok(Checkpoint {
+            name: demo::NAME.into(),
+            generation_config: GenerationConfig::from_values(Some(&json(demo::GENERATION_CONFIG)?), Some(&config))?,
+            config,
+            weights: Weights::from_static(demo::WEIGHTS)?,
+            tokenizer,
+        })
+    }
+
+    fn named(name: &str, options: &LlmOptions) -> Result<Checkpoint, LoadError> {
+        let files = hub::resolve(name, &options.hub)?;
+        let tokenizer = match options.skip_tokenizer_init {
+            true => None,
+            false => {
+                let tokenizer = Tokenizer::from_dir(&files.dir)?;
+                if tokenizer.is_none() {
+                    tracing::warn!(
+                        "{name} has no tokenizer.json: prompts are token ids, and answers are read with return_token_ids \
+                         (--skip-tokenizer-init says that this is meant)"
+                    );
+                }
+                tokenizer
+            }
+        };
+        Ok(Checkpoint {
+            name: files.name.clone(),
+            weights: Weights::open(&files.dir)?,
+            generation_config: GenerationConfig::load(&files.dir)?,
+            config: files.config,
+            tokenizer,
+        })
+    }
+
+    /// `architectures[0]` of the configuration.
+    pub fn architecture(&self) -> Result<&str, LoadError> {
+        self.config["architectures"][0].as_str().ok_or_else(|| {
+            LoadError::Setting(format!(
+                "{}: config.json has no `architectures`: a list with the model's class, such as [\"LlamaForCausalLM\"]",
+                self.name
+            ))
+        })
+    }
+
+    /// The type that the configuration names; else that of most stored bytes.
+    pub fn dtype(&self) -> Result<Dtype, LoadError> {
+        let named = ["dtype", "torch_dtype"].iter().find_map(|field| self.config[*field].as_str());
+        if let Some(name) = named {
+            return Dtype::from_name(name).ok_or_else(|| {
+                LoadError::Setting(format!(
+                    "{}: config.json says the type is `{name}`; supported are float32, bfloat16 and float16: choose one \
+                     with --dtype",
+                    self.name
+                ))
+            });
+        }
+        let mut bytes = [(hub::Dtype::F32, 0), (hub::Dtype::BF16, 0), (hub::Dtype::F16, 0)];
+        for (_, dtype, shape) in self.weights.describe() {
+            if let Some((_, sum)) = bytes.iter_mut().find(|(d, _)| *d == dtype) {
+                *sum += shape.iter().product::<usize>() * dtype.size();
+            }
+        }
+        Ok(match bytes.iter().max_by_key(|(_, sum)| *sum) {
+            Some((hub::Dtype::BF16, _)) => Dtype::Bfloat16,
+            Some((hub::Dtype::F16, _)) => Dtype::Float16,
+            _ => Dtype::Float32,
+        })
+    }
+}

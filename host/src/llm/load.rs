@@ -1,0 +1,383 @@
+//! From a model's name to a running engine: find the files, choose and run the plugin, check the weights,
+//! optimise, plan, size the KV cache, start. Each phase is logged with its duration.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use plugin_api::{BuildRequest, Graph, Model, SpecError, TensorInfo};
+
+use super::checkpoint::Checkpoint;
+use super::{Llm, ModelInfo};
+use crate::engine::{Engine, EngineConfig, EngineError};
+use crate::exec::cpu::{CpuExecutor, CpuOptions};
+use crate::exec::reference::{Limits, ReferenceExecutor, checkpoint as f32_weights};
+use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor};
+use crate::graph;
+use crate::hub::{self, HubError, HubOptions, Weights};
+use crate::registry::{ModelImpl, PluginError, Registry, RegistryError, RegistryOptions, SelectError, Selected};
+use crate::text::TextError;
+
+/// Which model to load.
+#[derive(Debug, Clone, Default)]
+pub enum ModelSource {
+    /// The small chat model inside the program.
+    #[default]
+    Demo,
+    /// A folder, or a name on the hub.
+    Named(String),
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// What the configuration says, or else what most of the weights are stored in.
+    #[default]
+    Auto,
+    /// This one.
+    Is(Dtype),
+}
+
+/// `--executor`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExecutorKind {
+    /// Kernels on the CPU.
+    #[default]
+    Cpu,
+    /// Op by op, slow: the oracle.
+    Reference,
+}
+
+/// Everything that can be chosen about a model. `Default` serves the demo model.
+#[derive(Debug, Clone)]
+pub struct LlmOptions {
+    /// The model.
+    pub model: ModelSource,
+    /// Names that it answers to; none: its own.
+    pub served_names: Vec<String>,
+    /// Where models are looked for.
+    pub hub: HubOptions,
+    /// Where plugins are looked for, and their limits.
+    pub registry: RegistryOptions,
+    /// Which plugin.
+    pub model_impl: ModelImpl,
+    /// Arithmetic of matrix products.
+    pub dtype: DtypeChoice,
+    /// Element type of the KV cache; `Auto`: f32 with `Float32`, else bf16.
+    pub kv_cache_dtype: DtypeChoice,
+    /// What runs the graph.
+    pub executor: ExecutorKind,
+    /// Threads of the CPU executor; `None`: one a core.
+    pub threads: Option<usize>,
+    /// The most tokens of prompt and output; `None`: what the model was made for.
+    pub max_model_len: Option<usize>,
+    /// The most sequences in a step.
+    pub max_num_seqs: usize,
+    /// The most tokens in a step.
+    pub max_num_batched_tokens: usize,
+    /// The most requests that wait.
+    pub max_waiting: usize,
+    /// Reuse the keys and values of common beginnings.
+    pub enable_prefix_caching: bool,
+    /// Bytes of the KV cache; `None`: from free memory.
+    pub kv_cache_memory: Option<u64>,
+    /// Load no tokenizer: prompts are token ids.
+    pub skip_tokenizer_init: bool,
+    /// Chat template to use instead of the model's own.
+    pub chat_template: Option<String>,
+    /// The most logprobs that a request may ask for; -1: no limit.
+    pub max_logprobs: i64,
+}
+
+impl Default for LlmOptions {
+    fn default() -> Self {
+        Self {
+            model: ModelSource::Demo,
+            served_names: vec![],
+            hub: HubOptions::from_env(),
+            registry: RegistryOptions::default(),
+            model_impl: ModelImpl::Auto,
+            dtype: DtypeChoice::Auto,
+            kv_cache_dtype: DtypeChoice::Auto,
+            executor: ExecutorKind::Cpu,
+            threads: None,
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 2048,
+            max_waiting: 1024,
+            enable_prefix_caching: true,
+            kv_cache_memory: None,
+            skip_tokenizer_init: false,
+            chat_template: None,
+            max_logprobs: 20,
+        }
+    }
+}
+
+/// Why a model was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its files.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// Its tokenizer, template or generation settings.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The plugin folders.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// No plugin for it.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// The plugin failed.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// A pass broke the graph: a defect of `host`.
+    #[error("optimising the graph of {architecture} failed: {error}")]
+    Pass {
+        /// The model's class.
+        architecture: String,
+        /// What is wrong.
+        error: SpecError,
+    },
+    /// The executor.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A setting does not fit the model.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// A model that is found, built and checked, but not running: what `host inspect` shows.
+pub struct Blueprint {
+    /// Its files.
+    pub checkpoint: Checkpoint,
+    /// The plugin that built it.
+    pub plugin: Selected,
+    /// What the plugin returned, verified.
+    pub model: Model,
+    /// The optimised graph `decode`.
+    pub graph: Graph,
+    /// The arithmetic chosen.
+    pub dtype: Dtype,
+    /// The type of the KV cache.
+    pub kv_cache_dtype: Dtype,
+}
+
+impl Blueprint {
+    /// Finds and builds the model.
+    pub fn draw(options: &LlmOptions) -> Result<Blueprint, LoadError> {
+        let mut phase = Phase::start();
+        let checkpoint = Checkpoint::open(options)?;
+        phase.done("model files");
+        let architecture = checkpoint.architecture()?.to_owned();
+        let registry = Registry::new(options.registry.clone())?;
+        let plugin = registry.select(&options.model_impl, &architecture)?;
+        let tensor = |(name, dtype, shape): (&str, hub::Dtype, &[usize])| TensorInfo {
+            name: name.to_owned(),
+            dtype: dtype.name().to_owned(),
+            shape: shape.to_vec(),
+        };
+        let tensors = checkpoint.weights.describe().map(tensor).collect();
+        let model = registry.build_model(&plugin, &BuildRequest::new(checkpoint.config.clone(), tensors))?;
+        phase.done("plugin");
+        let failed = |error| LoadError::Pass { architecture: architecture.clone(), error };
+        // `build_model` verified that there is a `decode`.
+        let decode = model.graphs.get("decode").cloned().unwrap_or_default();
+        let graph = graph::optimise(&decode).map_err(failed)?;
+        check_weights(&graph, &checkpoint.weights)?;
+        let dtype = match options.dtype {
+            DtypeChoice::Is(dtype) => dtype,
+            DtypeChoice::Auto => checkpoint.dtype()?,
+        };
+        let kv_cache_dtype = match (options.kv_cache_dtype, dtype) {
+            (DtypeChoice::Is(dtype), _) => dtype,
+            (DtypeChoice::Auto, Dtype::Float32) => Dtype::Float32,
+            (DtypeChoice::Auto, _) => Dtype::Bfloat16,
+        };
+        phase.done("graph");
+        tracing::info!(
+            model = checkpoint.name,
+            architecture,
+            plugin = plugin.description.name,
+            version = plugin.description.version,
+            model_impl = plugin.kind(),
+            dtype = dtype.name(),
+            "model found"
+        );
+        Ok(Blueprint { checkpoint, plugin, model, graph, dtype, kv_cache_dtype })
+    }
+
+    /// The executor that runs it.
+    pub fn executor(&self, options: &LlmOptions) -> Result<Box<dyn Executor>, LoadError> {
+        let (max_tokens, max_seqs) = (options.max_num_batched_tokens, options.max_num_seqs);
+        let weights = &self.checkpoint.weights;
+        Ok(match options.executor {
+            ExecutorKind::Cpu => Box::new(CpuExecutor::new(
+                &self.graph,
+                weights,
+                &CpuOptions {
+                    threads: options.threads,
+                    dtype: self.dtype,
+                    kv_cache_dtype: self.kv_cache_dtype,
+                    max_tokens,
+                    max_seqs,
+                },
+            )?),
+            ExecutorKind::Reference => Box::new(
+                ReferenceExecutor::new(&self.model, &f32_weights(weights), Limits { max_tokens, max_seqs })
+                    .map_err(ExecError::from)?,
+            ),
+        })
+    }
+}
+
+impl Llm {
+    /// Loads a model and starts its engine.
+    pub fn load(options: &LlmOptions) -> Result<Llm, LoadError> {
+        let blueprint = Blueprint::draw(options)?;
+        let mut phase = Phase::start();
+        let executor = blueprint.executor(options)?;
+        phase.done("plan and weights");
+        let checkpoint = &blueprint.checkpoint;
+        let spec = executor.spec().clone();
+        let (max_model_len, kv_blocks) = size_cache(options, &spec, &blueprint)?;
+        let info = ModelInfo {
+            name: checkpoint.name.clone(),
+            served_names: match options.served_names.is_empty() {
+                true => vec![checkpoint.name.clone()],
+                false => options.served_names.clone(),
+            },
+            max_model_len,
+            vocab_size: spec.vocab_size,
+            plugin: blueprint.plugin.description.name.clone(),
+            plugin_version: blueprint.plugin.description.version.clone(),
+            model_impl: blueprint.plugin.kind().to_owned(),
+            architecture: blueprint.model.architecture.clone(),
+            dtype: blueprint.dtype.name().to_owned(),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            max_logprobs: options.max_logprobs,
+        };
+        check_vocabulary(checkpoint, &spec);
+        let config = EngineConfig {
+            max_num_seqs: options.max_num_seqs,
+            max_num_batched_tokens: options.max_num_batched_tokens,
+            max_model_len,
+            kv_blocks,
+            enable_prefix_caching: options.enable_prefix_caching,
+            max_waiting: options.max_waiting,
+        };
+        let engine = Engine::start(executor, config)?;
+        phase.done("engine");
+        tracing::info!(
+            max_model_len,
+            kv_blocks,
+            kv_cache_tokens = kv_blocks * BLOCK_SIZE,
+            kv_cache_bytes = kv_blocks * spec.kv_bytes_per_block,
+            kv_cache_dtype = blueprint.kv_cache_dtype.name(),
+            "KV cache"
+        );
+        let tokenizer = checkpoint.tokenizer.clone().map(Arc::new);
+        Ok(Llm::from_parts(engine, tokenizer, info, checkpoint.generation_config.clone()))
+    }
+}
+
+/// Every weight that the graph reads is in the checkpoint with its shape; others are mentioned.
+fn check_weights(graph: &Graph, weights: &Weights) -> Result<(), LoadError> {
+    let expected: Vec<(String, Vec<usize>)> =
+        graph.weights().into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect();
+    let unexpected = weights.check(&expected)?;
+    if !unexpected.is_empty() {
+        let some: Vec<&str> = unexpected.iter().take(10).map(String::as_str).collect();
+        tracing::warn!(
+            count = unexpected.len(),
+            "tensors of the checkpoint that the graph does not read: {}",
+            some.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn check_vocabulary(checkpoint: &Checkpoint, spec: &ExecSpec) {
+    let Some(tokenizer) = &checkpoint.tokenizer else { return };
+    if tokenizer.vocab_size() > spec.vocab_size {
+        tracing::warn!(
+            "the tokenizer has {} tokens, the model {}: text that needs the others is refused",
+            tokenizer.vocab_size(),
+            spec.vocab_size
+        );
+    }
+}
+
+/// The context length, and the number of KV blocks.
+fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> Result<(usize, usize), LoadError> {
+    let made_for = usize::try_from(blueprint.model.context_length).unwrap_or(usize::MAX);
+    let mut max_model_len = options.max_model_len.unwrap_or(made_for);
+    if max_model_len > made_for {
+        return Err(LoadError::Setting(format!(
+            "--max-model-len is {max_model_len}, but the model was made for {made_for} tokens; give at most {made_for}"
+        )));
+    }
+    let per_block = spec.kv_bytes_per_block.max(1);
+    // What every sequence at its longest would take, plus one each for the block that is being filled.
+    let useful = options.max_num_seqs.saturating_mul(max_model_len.div_ceil(BLOCK_SIZE) + 1);
+    let blocks = match options.kv_cache_memory {
+        Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX) / per_block,
+        None => {
+            let free = free_memory().saturating_sub(blueprint.checkpoint.weights.total_bytes());
+            (usize::try_from(free / 2).unwrap_or(usize::MAX) / per_block).min(useful)
+        }
+    };
+    let blocks = blocks.min(u32::MAX as usize - 1);
+    let holds = match spec.window {
+        // Only the window is kept; the engine refuses requests whose window does not fit.
+        Some(window) if window < max_model_len => max_model_len,
+        _ => blocks.saturating_mul(BLOCK_SIZE),
+    };
+    if holds < max_model_len {
+        if options.max_model_len.is_some() {
+            return Err(LoadError::Setting(format!(
+                "--max-model-len is {max_model_len}, which takes {} bytes of KV cache, but it has {}: raise \
+                 --kv-cache-memory or give at most {holds}",
+                max_model_len.div_ceil(BLOCK_SIZE) * per_block,
+                blocks * per_block
+            )));
+        }
+        tracing::warn!(
+            "the KV cache holds {holds} tokens, less than the {made_for} that the model was made for: the context length \
+             is {holds}; raise --kv-cache-memory for more"
+        );
+        max_model_len = holds;
+    }
+    if max_model_len == 0 {
+        return Err(LoadError::Setting(format!(
+            "the KV cache has no room for one block of {BLOCK_SIZE} tokens ({per_block} bytes): raise --kv-cache-memory"
+        )));
+    }
+    Ok((max_model_len, blocks))
+}
+
+/// Bytes that this process may still take, as far as the system and its control group tell.
+fn free_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    system.available_memory().min(group)
+}
+
+/// Logs how long phases take.
+struct Phase(Instant);
+
+impl Phase {
+    fn start() -> Phase {
+        Phase(Instant::now())
+    }
+
+    fn done(&mut self, phase: &'static str) {
+        let milliseconds = self.0.elapsed().as_millis() as u64;
+        tracing::info!(phase, milliseconds, "loading");
+        self.0 = Instant::now();
+    }
+}
