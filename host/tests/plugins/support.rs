@@ -39,7 +39,7 @@ pub fn cargo(dir: &Path, args: &[&str]) -> Result<String, String> {
 
 /// A library that was built, by the name of its package.
 pub fn library(package: &str) -> PathBuf {
-    target_dir().join("debug").join(file_name(package))
+    target_dir().join("debug").join(file_name(&package.replace('-', "_")))
 }
 
 /// `libNAME.so`.
@@ -58,13 +58,13 @@ fn fixture(package: &'static str, cell: &'static OnceLock<Vec<u8>>) -> &'static 
 /// The plugin `bad` with an order; see its source.
 pub fn bad(order: &str) -> Vec<u8> {
     static CELL: OnceLock<Vec<u8>> = OnceLock::new();
-    patch(fixture("host_plugin_bad", &CELL), "HOST-BAD-PLUGIN:", order, 64)
+    patch(fixture("bad-plugin", &CELL), "HOST-BAD-PLUGIN:", order, 64)
 }
 
 /// The plugin `raw` that describes itself with this text.
 pub fn raw(description: &str) -> Vec<u8> {
     static CELL: OnceLock<Vec<u8>> = OnceLock::new();
-    patch(fixture("host_plugin_raw", &CELL), "HOST-RAW-PLUGIN:", description, 512)
+    patch(fixture("raw-plugin", &CELL), "HOST-RAW-PLUGIN:", description, 512)
 }
 
 /// A good description for [`raw`].
