@@ -113,6 +113,13 @@ impl Default for LlmOptions {
     }
 }
 
+impl LlmOptions {
+    /// This model, a folder or a name on the hub, with the defaults for everything else.
+    pub fn new(model: impl Into<String>) -> Self {
+        Self { model: ModelSource::Named(model.into()), ..Self::default() }
+    }
+}
+
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
