@@ -1,4 +1,4 @@
 //! Helpers of the end-to-end tests.
 
 pub mod executors;
-pub mod zoo;
+pub use host_zoo as zoo;
