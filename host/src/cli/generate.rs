@@ -98,11 +98,8 @@ fn token_ids(text: &str) -> Result<Tokens, String> {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let mut log = args.model.log.clone();
-    if log.log_level == "info" {
-        log.log_level = "warn".into(); // the text is what was asked for
-    }
-    super::start_log(&log)?;
+    // The text is what was asked for.
+    super::start_log(&args.model.log, "warn")?;
     let texts = texts(&args.input)?;
     let llm = Llm::load(&args.model.options()?)?;
     let params = params(&args, &llm);
