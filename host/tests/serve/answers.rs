@@ -102,3 +102,14 @@ fn bad_requests_are_refused_and_do_no_harm() {
     assert_eq!(server.complete(&good), before);
     assert!(!server.log().contains("ERROR") && !server.log().contains("panicked"), "{}", server.log());
 }
+
+/// The cache is as large as the settings allow, but only what is used takes memory.
+#[test]
+fn a_large_cache_costs_nothing_until_it_is_used() {
+    let place = Place::new();
+    let server = place.serve(&["--kv-cache-memory", "4GiB"]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 1 << 20, "{kib} KiB");
+}

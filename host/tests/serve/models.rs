@@ -43,49 +43,77 @@ impl Folder {
         self.dir.to_str().unwrap()
     }
 
-    pub fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> &Folder {
+    pub fn put(&self, name: &str, bytes: impl AsRef<[u8]>) {
         std::fs::write(self.dir.join(name), bytes).unwrap();
-        self
     }
 
-    pub fn remove(&self, name: &str) -> &Folder {
+    pub fn remove(&self, name: &str) {
         std::fs::remove_file(self.dir.join(name)).unwrap();
-        self
     }
 
     pub fn read(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.dir.join(name)).unwrap()
     }
 
+    /// Sets a field of config.json.
+    pub fn set(&self, field: &str, value: Value) {
+        self.config(|config| {
+            config.insert(field.into(), value);
+        });
+    }
+
     /// Changes config.json.
-    pub fn config(&self, change: impl FnOnce(&mut Map<String, Value>)) -> &Folder {
+    pub fn config(&self, change: impl FnOnce(&mut Map<String, Value>)) {
         let mut config: Map<String, Value> = serde_json::from_slice(&self.read("config.json")).unwrap();
         change(&mut config);
-        self.put("config.json", Value::Object(config).to_string())
+        self.put("config.json", Value::Object(config).to_string());
     }
 
     /// Changes the header of model.safetensors.
-    pub fn header(&self, change: impl FnOnce(&mut Map<String, Value>)) -> &Folder {
+    pub fn header(&self, change: impl FnOnce(&mut Map<String, Value>)) {
         let bytes = self.read("model.safetensors");
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let mut header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
         change(&mut header);
-        self.put_weights(&Value::Object(header), &bytes[8 + length..])
+        self.put_weights(&Value::Object(header), &bytes[8 + length..]);
     }
 
-    fn put_weights(&self, header: &Value, body: &[u8]) -> &Folder {
+    /// Stores a tensor as zeros of another type.
+    pub fn retype(&self, tensor: &str, dtype: &str, element_size: usize) {
+        let bytes = self.read("model.safetensors");
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        header.remove("__metadata__");
+        let mut body = Vec::new();
+        for (name, info) in &mut header {
+            let begin = body.len();
+            if name == tensor {
+                let shape = info["shape"].as_array().unwrap();
+                let count: usize = shape.iter().map(|d| d.as_u64().unwrap() as usize).product();
+                body.resize(begin + count * element_size, 0);
+                info["dtype"] = json!(dtype);
+            } else {
+                let at = |i: usize| 8 + length + info["data_offsets"][i].as_u64().unwrap() as usize;
+                body.extend(&bytes[at(0)..at(1)]);
+            }
+            info["data_offsets"] = json!([begin, body.len()]);
+        }
+        self.put_weights(&Value::Object(header), &body);
+    }
+
+    fn put_weights(&self, header: &Value, body: &[u8]) {
         let mut head = header.to_string();
         head.extend(std::iter::repeat_n(' ', head.len().next_multiple_of(8) - head.len()));
-        self.put("model.safetensors", [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), body].concat())
+        self.put("model.safetensors", [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), body].concat());
     }
 
     /// A tokenizer of four words.
-    pub fn with_tokenizer(&self) -> &Folder {
+    pub fn add_tokenizer(&self) {
         let tokenizer = json!({
             "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
             "post_processor": null, "decoder": null,
             "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2, "[UNK]": 3}, "unk_token": "[UNK]"},
         });
-        self.put("tokenizer.json", tokenizer.to_string())
+        self.put("tokenizer.json", tokenizer.to_string());
     }
 }
