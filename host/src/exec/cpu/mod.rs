@@ -377,9 +377,10 @@ impl From<KernelError> for ExecError {
 
 /// Zeroed memory that the system provides page by page when it is first written.
 fn zeroed<E: bytemuck::Zeroable>(n: usize) -> Result<Vec<E>, String> {
-    // Probe first, since a failing `vec!` aborts; the probe itself touches no page.
-    Vec::<E>::new().try_reserve_exact(n).map_err(|e| e.to_string())?;
-    Ok(bytemuck::zeroed_vec(n))
+    // No probe before it: memory that was taken and given back is no longer known to be zero, and clearing it would touch
+    // every page of a cache that may be most of the machine's memory.
+    let cache = bytemuck::try_zeroed_slice_box(n).map_err(|()| "not enough memory".to_owned())?;
+    Ok(cache.into_vec())
 }
 
 fn kv_shape(s: &plugin_api::KvState) -> KvShape {
