@@ -3,6 +3,7 @@
 //! The first groups are primitives: a closed set that every executor implements. The last group are
 //! composites: what fast kernels implement; each is defined once, in primitives, in [`crate::define`].
 //! What an op requires of its inputs, and the type it gives, is in [`crate::spec::infer`].
+#![allow(rustdoc::broken_intra_doc_links, reason = "shapes such as [T, D] read like links")]
 
 use std::fmt;
 

@@ -35,7 +35,7 @@ pub struct PluginError {
     /// What is wrong.
     #[source]
     pub cause: Cause,
-    /// The end of what it wrote to stderr or stdout: at most [`STDERR_TAIL`] bytes.
+    /// The end of what it wrote to stderr or stdout: at most `STDERR_TAIL` bytes.
     pub output: String,
 }
 

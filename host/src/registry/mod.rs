@@ -1,7 +1,7 @@
 //! Discovers architecture plugins, chooses one for a model and has it build the model's graph.
 //!
 //! Plugins are code of strangers. This module never loads one into the host's process: every question to a plugin is put
-//! in a worker process ([`worker`]) with limits and a deadline, from a private copy of its file ([`cache`]). A bad plugin is
+//! in a worker process (`worker`) with limits and a deadline, from a private copy of its file (`cache`). A bad plugin is
 //! a [`PluginError`] of one line, whatever it does. It knows nothing of weights, executors or HTTP. Called by `llm` (to load
 //! a model) and by `cli` (`host plugins`, [`commands`]).
 
