@@ -6,8 +6,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use host::llm::{DtypeChoice, LlmOptions, ModelSource};
+use host::engine::Stats;
+use host::llm::{DtypeChoice, Llm, LlmOptions, ModelSource};
 use host::registry::RegistryOptions;
 
 /// The native plugins.
@@ -36,6 +38,19 @@ pub fn options(model: ModelSource, worker: &str) -> LlmOptions {
 /// The dtype, as an option.
 pub fn dtype(dtype: host::exec::Dtype) -> DtypeChoice {
     DtypeChoice::Is(dtype)
+}
+
+/// The engine's counts once it has nothing to do: the last answer is sent before its blocks are counted as free.
+pub fn at_rest(llm: &Llm) -> Stats {
+    let begin = Instant::now();
+    loop {
+        let stats = llm.engine().stats();
+        if !stats.busy {
+            return stats;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "the engine does not come to rest: {stats:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A lasting folder with copies of the plugins: cargo's own may be writable by others (umask), which the registry refuses.
