@@ -63,8 +63,7 @@ fn folder(worker: &Path) -> PathBuf {
         fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("sets the mode");
     }
     for name in PLUGINS {
-        let file =
-            format!("{}host_plugin_{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let file = format!("{}host_plugin_{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
         let library = built.join("deps").join(&file);
         let content = fs::read(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
         let copy = plugins.join(&file);

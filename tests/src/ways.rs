@@ -16,7 +16,7 @@ const TOKENS: usize = 16;
 const COMMON: usize = 24;
 /// KV blocks that are too few for a crowd.
 const SCARCE: usize = 5;
-/// Forcing a preemption needs two requests to run at the same time, which is up to the threads of the test too.
+/// Whether requests run at the same time is up to this program's threads too: if they did not, they are sent again.
 const TRIES: usize = 10;
 
 /// What came of a prompt: per token its id and the bits of the whole vocabulary's log-probabilities, best first.
@@ -92,7 +92,13 @@ impl Case<'_> {
 
         let together = self.load("all at once", |o| (o.enable_prefix_caching, o.threads) = (false, Some(3)));
         let mut known: Vec<(&[u32], Answer)> = prompts.iter().copied().zip(alone).collect();
-        self.expect(&together, "all at once", &known, &prompts);
+        // One after the other they would take 16 steps each, at least.
+        let joined = (0..TRIES).any(|_| {
+            let before = together.engine().stats().steps;
+            self.expect(&together, "all at once", &known, &prompts);
+            together.engine().stats().steps - before < 3 * TOKENS as u64
+        });
+        assert!(joined, "{}: the prompts never ran together", self.name);
         for prompt in [&branched, &longer] {
             known.push((prompt, self.generate(&together, &[prompt]).remove(0).0));
         }
@@ -101,6 +107,8 @@ impl Case<'_> {
         self.prefix_hits(&roomy, &known, &branched, &longer);
         let chunked = self.load("chunks of 3", |o| (o.max_num_batched_tokens, o.max_num_seqs) = (3, 3));
         self.expect(&chunked, "chunks of 3", &known, &prompts);
+        let steps = forty.len().div_ceil(3) + TOKENS - 1;
+        assert!(chunked.engine().stats().steps >= steps as u64, "{}: the prompt of 40 came in chunks", self.name);
         self.preemption(&known, roomy.engine().spec().kv_bytes_per_block, [one, seven, forty]);
     }
 
@@ -163,7 +171,8 @@ impl Case<'_> {
             scarce.engine().stats().preemptions > before
         };
         let windowed = scarce.engine().spec().window.is_some();
-        for crowd in [&[seven, seven, seven, one, forty][..], &[seven, forty]].iter().take(if windowed { 1 } else { 2 }) {
+        for crowd in [&[seven, seven, seven, one, forty][..], &[seven, forty]].iter().take(if windowed { 1 } else { 2 })
+        {
             assert!((0..TRIES).any(|_| preempts(crowd)), "{}: nothing was preempted", self.name);
         }
     }
@@ -175,7 +184,11 @@ impl Case<'_> {
             let name = format!("{}, prompt of {}", self.name, prompt.prompt_ids.len());
             let also = prompt.greedy_ids_no_cache.as_ref().filter(|_| self.golden.cache_matches == Some(false));
             let ids = &answer.ids;
-            assert!(*ids == prompt.greedy_ids || Some(ids) == also, "{name}: {ids:?}, torch gives {:?}", prompt.greedy_ids);
+            assert!(
+                *ids == prompt.greedy_ids || Some(ids) == also,
+                "{name}: {ids:?}, torch gives {:?}",
+                prompt.greedy_ids
+            );
             compare_logprobs(&name, prompt, &answer.logprobs[0]);
         }
     }
