@@ -3,4 +3,4 @@
 pub mod executors;
 pub mod library;
 pub mod ways;
-pub mod zoo;
+pub use host_zoo as zoo;

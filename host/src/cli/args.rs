@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use crate::exec::Dtype;
@@ -25,7 +26,7 @@ pub struct ModelArgs {
     #[arg(long, env = "HOST_SERVED_MODEL_NAME", value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     pub served_model_name: Vec<String>,
     /// Load no tokenizer: prompts are token ids
-    #[arg(long, env = "HOST_SKIP_TOKENIZER_INIT")]
+    #[arg(long, env = "HOST_SKIP_TOKENIZER_INIT", value_parser = BoolishValueParser::new())]
     pub skip_tokenizer_init: bool,
     /// Chat template to use instead of the model's: a file, or the template itself
     #[arg(long, env = "HOST_CHAT_TEMPLATE")]
@@ -99,7 +100,7 @@ pub(super) struct EngineArgs {
     #[arg(long, env = "HOST_KV_CACHE_MEMORY", value_name = "SIZE", value_parser = size)]
     pub(super) kv_cache_memory: Option<u64>,
     /// Compute every prompt anew instead of reusing common beginnings
-    #[arg(long, env = "HOST_NO_ENABLE_PREFIX_CACHING")]
+    #[arg(long, env = "HOST_NO_ENABLE_PREFIX_CACHING", value_parser = BoolishValueParser::new())]
     pub(super) no_enable_prefix_caching: bool,
 }
 
@@ -107,9 +108,9 @@ pub(super) struct EngineArgs {
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Log")]
 pub(super) struct LogArgs {
-    /// error, warn, info, debug or trace; or a filter such as info,host::engine=debug
-    #[arg(long, env = "HOST_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
-    pub(super) log_level: String,
+    /// error, warn, info, debug or trace; or a filter such as info,host::engine=debug [default: info for serve, else warn]
+    #[arg(long, env = "HOST_LOG_LEVEL", value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
     /// Form of the log
     #[arg(long, env = "HOST_LOG_FORMAT", default_value = "text")]
     pub(super) log_format: LogFormat,

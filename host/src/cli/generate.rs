@@ -33,7 +33,7 @@ struct InputArgs {
     #[arg(long, value_name = "IDS", value_parser = token_ids)]
     prompt_token_ids: Vec<Tokens>,
     /// Take prompts as messages of a user and apply the model's chat template
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prompt_token_ids")]
     chat: bool,
     /// System message for --chat
     #[arg(long, requires = "chat", value_name = "TEXT")]
@@ -98,11 +98,8 @@ fn token_ids(text: &str) -> Result<Tokens, String> {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let mut log = args.model.log.clone();
-    if log.log_level == "info" {
-        log.log_level = "warn".into(); // the text is what was asked for
-    }
-    super::start_log(&log)?;
+    // The text is what was asked for.
+    super::start_log(&args.model.log, "warn")?;
     let texts = texts(&args.input)?;
     let llm = Llm::load(&args.model.options()?)?;
     let params = params(&args, &llm);
@@ -115,7 +112,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     let answers = llm.generate_with(prompts, &params, &mut |done, _| bar.set_position(done as u64))?;
     bar.finish_and_clear();
-    print(&args.input, &texts, &answers)
+    print(&args.input, &texts, &answers, llm.tokenizer().is_none())
 }
 
 /// The prompts that are text, in order.
@@ -179,7 +176,7 @@ fn chat(input: &InputArgs, llm: &Llm, text: &str) -> anyhow::Result<String> {
     Ok(template.render(&messages, true, None, &serde_json::Map::new())?)
 }
 
-fn print(input: &InputArgs, texts: &[String], answers: &[Completion]) -> anyhow::Result<()> {
+fn print(input: &InputArgs, texts: &[String], answers: &[Completion], as_ids: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     for (i, answer) in answers.iter().enumerate() {
         let prompt = texts.get(i);
@@ -191,7 +188,7 @@ fn print(input: &InputArgs, texts: &[String], answers: &[Completion]) -> anyhow:
                     "text": choice.text, "token_ids": choice.token_ids, "finish_reason": reason,
                 });
                 writeln!(out, "{line}")?;
-            } else if choice.text.is_empty() && !choice.token_ids.is_empty() {
+            } else if as_ids {
                 let ids: Vec<String> = choice.token_ids.iter().map(u32::to_string).collect();
                 writeln!(out, "{}", ids.join(","))?;
             } else if input.chat || answers.len() == 1 {

@@ -31,11 +31,7 @@ struct ShowArgs {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let mut log = args.model.log.clone();
-    if log.log_level == "info" {
-        log.log_level = "warn".into();
-    }
-    super::start_log(&log)?;
+    super::start_log(&args.model.log, "warn")?;
     let options = args.model.options()?;
     let blueprint = Blueprint::draw(&options)?;
     let mut out = std::io::stdout().lock();

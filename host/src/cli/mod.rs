@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 
 use anyhow::Context;
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -46,10 +47,19 @@ enum Command {
 pub fn run() -> anyhow::Result<()> {
     let args: Vec<OsString> = std::env::args_os().collect();
     let mut command = Cli::command();
-    if let Some(path) = config::find(config::named_file(&args)) {
-        command = config::apply(command, &path).context("cannot use the configuration file")?;
+    let file = config::find(config::named_file(&args));
+    if let Some(path) = &file {
+        command = config::apply(command, path).context("cannot use the configuration file")?;
     }
-    let matches = command.get_matches_from(args);
+    let matches = command.try_get_matches_from(args).unwrap_or_else(|error| {
+        if let (Some(path), ErrorKind::InvalidValue | ErrorKind::ValueValidation) = (&file, error.kind()) {
+            // clap does not know where a default comes from.
+            let _ = error.print();
+            eprintln!("\nSettings are also read from {}.", path.display());
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    });
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match cli.command {
         Command::Serve(args) => serve::run(*args),
@@ -59,10 +69,23 @@ pub fn run() -> anyhow::Result<()> {
     }
 }
 
-/// Sends the log to stderr, so that output can be piped.
-fn start_log(args: &args::LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .with_context(|| format!("--log-level {}: expected error, warn, info, debug or trace", args.log_level))?;
+/// An error with its causes, each said once: many of our errors quote their cause already.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+/// Sends the log to stderr, so that output can be piped. `usual` is the level if none is asked for.
+fn start_log(args: &args::LogArgs, usual: &str) -> anyhow::Result<()> {
+    let level = args.log_level.as_deref().unwrap_or(usual);
+    let filter = EnvFilter::try_new(level).with_context(|| {
+        format!("--log-level {level}: expected error, warn, info, debug or trace, or a filter such as info,host::engine=debug")
+    })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         args::LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
@@ -84,6 +107,14 @@ mod tests {
     fn a_wrong_flag_names_the_nearest() {
         let error = Cli::try_parse_from(["host", "serve", "--max-model-length", "7"]).expect_err("is refused");
         assert!(error.to_string().contains("--max-model-len"), "{error}");
+    }
+
+    #[test]
+    fn a_cause_that_is_quoted_already_is_not_repeated() {
+        let cause = std::io::Error::other("no such file");
+        let error = anyhow::Error::new(cause).context("a.json: no such file");
+        assert_eq!(explain(&error), "a.json: no such file");
+        assert_eq!(explain(&error.context("cannot load")), "cannot load: a.json: no such file");
     }
 
     #[test]

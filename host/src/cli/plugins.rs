@@ -57,11 +57,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match args.command {
         Command::List { search, log } => {
-            super::start_log(&log)?;
+            super::start_log(&log, "warn")?;
             commands::list(&registry(&search)?, &mut out)?;
         }
         Command::Check { file, model_config, search, log } => {
-            super::start_log(&log)?;
+            super::start_log(&log, "warn")?;
             commands::check(&registry(&search)?, &file, model_config.as_deref(), &mut out)?;
         }
         Command::New { name, dir, plugin_api } => {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::builder::BoolishValueParser;
 use tokio::net::TcpListener;
 use tokio::signal;
 
@@ -37,7 +38,7 @@ struct ServerArgs {
     #[arg(long, env = "HOST_MAX_CHOICES", default_value_t = 4096, value_name = "N")]
     max_choices: usize,
     /// Let requests bring their own chat_template
-    #[arg(long, env = "HOST_TRUST_REQUEST_CHAT_TEMPLATE")]
+    #[arg(long, env = "HOST_TRUST_REQUEST_CHAT_TEMPLATE", value_parser = BoolishValueParser::new())]
     trust_request_chat_template: bool,
     /// Seconds that running requests may take after SIGTERM or Ctrl-C
     #[arg(long, env = "HOST_SHUTDOWN_TIMEOUT", default_value_t = 30, value_name = "SECONDS")]
@@ -52,7 +53,7 @@ struct ServerArgs {
     #[arg(long, env = "HOST_MAX_CONNECTIONS", default_value_t = 8192, value_name = "N")]
     max_connections: usize,
     /// Do not log requests
-    #[arg(long, env = "HOST_DISABLE_ACCESS_LOG")]
+    #[arg(long, env = "HOST_DISABLE_ACCESS_LOG", value_parser = BoolishValueParser::new())]
     disable_access_log: bool,
 }
 
@@ -74,7 +75,7 @@ impl Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    super::start_log(&args.model.log)?;
+    super::start_log(&args.model.log, "info")?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(serve(args))
 }

@@ -15,7 +15,11 @@ mod demo {
     pub(super) const GENERATION_CONFIG: &[u8] = include_bytes!("../../demo/model/generation_config.json");
     pub(super) const TOKENIZER: &[u8] = include_bytes!("../../demo/model/tokenizer.json");
     pub(super) const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../demo/model/tokenizer_config.json");
-    pub(super) static WEIGHTS: &[u8] = include_bytes!("../../demo/model/model.safetensors");
+    pub(super) static WEIGHTS: &[u8] = &Aligned(*include_bytes!("../../demo/model/model.safetensors")).0;
+
+    /// Bytes that the linker would put anywhere, where the tensors can be read in place.
+    #[repr(align(64))]
+    struct Aligned<T>(T);
 }
 
 /// The files of one model.

@@ -144,7 +144,7 @@ pub enum LoadError {
         /// The model's class.
         architecture: String,
         /// What is wrong.
-        error: SpecError,
+        error: Box<SpecError>,
     },
     /// The executor.
     #[error(transparent)]
@@ -190,7 +190,7 @@ impl Blueprint {
         let tensors = checkpoint.weights.describe().map(tensor).collect();
         let model = registry.build_model(&plugin, &BuildRequest::new(checkpoint.config.clone(), tensors))?;
         phase.done("plugin");
-        let failed = |error| LoadError::Pass { architecture: architecture.clone(), error };
+        let failed = |error: SpecError| LoadError::Pass { architecture: architecture.clone(), error: Box::new(error) };
         // `build_model` verified that there is a `decode`.
         let decode = model.graphs.get("decode").cloned().unwrap_or_default();
         let graph = graph::optimise(&decode).map_err(failed)?;
@@ -343,6 +343,17 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
         Some(window) if window < max_model_len => max_model_len,
         _ => blocks.saturating_mul(BLOCK_SIZE),
     };
+    if blocks == 0 {
+        let has = match options.kv_cache_memory {
+            Some(bytes) => format!("--kv-cache-memory is {bytes} bytes"),
+            None => "half of the free memory is too little for the KV cache".to_owned(),
+        };
+        return Err(LoadError::Setting(format!(
+            "{has}, but one block of {BLOCK_SIZE} tokens takes {per_block} bytes: give --kv-cache-memory at least {} bytes \
+             for the whole context of {max_model_len} tokens",
+            max_model_len.div_ceil(BLOCK_SIZE).saturating_mul(per_block)
+        )));
+    }
     if holds < max_model_len {
         if options.max_model_len.is_some() {
             return Err(LoadError::Setting(format!(
@@ -357,11 +368,6 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
              is {holds}; raise --kv-cache-memory for more"
         );
         max_model_len = holds;
-    }
-    if max_model_len == 0 {
-        return Err(LoadError::Setting(format!(
-            "the KV cache has no room for one block of {BLOCK_SIZE} tokens ({per_block} bytes): raise --kv-cache-memory"
-        )));
     }
     Ok((max_model_len, blocks))
 }

@@ -175,7 +175,7 @@ impl Llm {
         let config = &self.inner.generation_config;
         let base = RequestParams::default();
         RequestParams {
-            max_tokens: config.max_new_tokens.map(|count| count as usize),
+            max_tokens: config.max_new_tokens,
             temperature: config.temperature.unwrap_or(base.temperature),
             top_p: config.top_p.unwrap_or(base.top_p),
             top_k: config.top_k.map_or(base.top_k, |k| k as i64),

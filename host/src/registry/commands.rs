@@ -136,7 +136,7 @@ pub fn check(registry: &Registry, file: &Path, config: Option<&Path>, out: &mut 
     writeln!(out, "          builds {}", d.architectures.join(", "))?;
     match config {
         Some(config) => check_build(registry, &plugin, config, out)?,
-        None => writeln!(out, "build     not tried; give a model's config.json with --config")?,
+        None => writeln!(out, "build     not tried; give a model's config.json with --model-config")?,
     }
     writeln!(out, "ok")?;
     Ok(())

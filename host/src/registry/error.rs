@@ -45,7 +45,9 @@ pub(super) const STDERR_TAIL: usize = 4096;
 impl PluginError {
     /// The end of the plugin's output where that helps; a panic's message is in the cause already.
     fn tail(&self) -> String {
-        let text = one_line(&self.output, 300);
+        // Rust's advice for its own programs helps nobody here: a plugin's environment is empty.
+        let said = self.output.lines().filter(|line| !line.starts_with("note: run with `RUST_BACKTRACE"));
+        let text = one_line(&said.collect::<Vec<_>>().join(" "), 300);
         let helps = matches!(
             self.cause,
             Cause::Crashed { .. }
@@ -247,7 +249,7 @@ mod tests {
             path: "/p/libhost_plugin_x.so".into(),
             name: Some("x".into()),
             cause: Cause::Crashed { signal: libc::SIGSEGV, stage: Stage::Build },
-            output: "one\ntwo\n".into(),
+            output: "one\ntwo\nnote: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n".into(),
         };
         let text = error.to_string();
         assert_eq!(

@@ -125,7 +125,10 @@ fn foreign_owner(meta: &Metadata) -> Option<String> {
 fn writable_by_others(meta: &Metadata, path: &Path) -> Option<String> {
     let mode = meta.permissions().mode();
     let sticky = meta.is_dir() && mode & 0o1000 != 0;
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let private = || is_private_group(meta.gid(), meta.uid(), &read("/etc/passwd"), &read("/etc/group"));
     let who = match mode & 0o022 {
+        0o020 if private() => return None,
         0o022 => "its group and everybody",
         0o020 => "its group",
         0o002 => "everybody",
@@ -134,6 +137,20 @@ fn writable_by_others(meta: &Metadata, path: &Path) -> Option<String> {
     (!sticky).then(|| {
         format!("can be written to by {who} (mode {:04o}); run `chmod go-w {}`", mode & 0o7777, path.display())
     })
+}
+
+/// Whether nobody but its owner is in the group: many systems give every user a group of their own and let it write
+/// what the user makes. Accounts that are not in these files count as unknown, and so as others.
+fn is_private_group(gid: u32, owner: u32, passwd: &str, group: &str) -> bool {
+    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
+    let number = |field: Option<&String>| field.and_then(|f| f.parse::<u32>().ok());
+    let users: Vec<_> = passwd.lines().map(fields).filter(|f| number(f.get(3)) == Some(gid)).collect();
+    let groups: Vec<_> = group.lines().map(fields).filter(|f| number(f.get(2)) == Some(gid)).collect();
+    let ([user], [group]) = (users.as_slice(), groups.as_slice()) else { return false };
+    let members = group.get(3).map_or("", String::as_str);
+    owner != 0
+        && number(user.get(2)) == Some(owner)
+        && (members.is_empty() || Some(members) == user.first().map(|n| n.as_str()))
 }
 
 #[cfg(test)]
@@ -173,6 +190,19 @@ mod tests {
                 Some(text) => assert!(refused.as_ref().is_some_and(|r| r.contains(text)), "{mode:o}: {refused:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_group_of_ones_own_is_not_others() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\nbob:x:1001:50::/:/bin/sh\n";
+        let group = |members: &str| format!("root:x:0:\nstaff:x:50:ann\nann:x:1000:{members}\n");
+        assert!(is_private_group(1000, 1000, passwd, &group("")));
+        assert!(is_private_group(1000, 1000, passwd, &group("ann")));
+        assert!(!is_private_group(1000, 1000, passwd, &group("ann,bob")), "a second member");
+        assert!(!is_private_group(50, 1000, passwd, &group("")), "somebody else's group");
+        assert!(!is_private_group(1000, 1000, "", ""), "unknown");
+        let shared = format!("{passwd}eve:x:1002:1000::/:/bin/sh\n");
+        assert!(!is_private_group(1000, 1000, &shared, &group("")), "a second user with it");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 #[path = "bad.rs"]
 mod bad_plugins;
+mod build;
 mod commands;
 mod selection;
 mod support;

@@ -1,8 +1,6 @@
-//! Builds the fixture plugins and makes registries over folders of them.
+//! Registries over folders of fixture plugins.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use host::registry::{Found, PluginError, Registry, RegistryOptions, Selected};
@@ -10,79 +8,7 @@ use plugin_api::BuildRequest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Root of the workspace.
-pub fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
-}
-
-/// Where nested builds go: not the folder that the running `cargo test` uses, whose artefacts would be rebuilt with other
-/// features, but a lasting one, so that only the first run pays.
-pub fn target_dir() -> PathBuf {
-    let target = Path::new(env!("CARGO_BIN_EXE_host")).ancestors().nth(2).unwrap();
-    target.join("fixtures")
-}
-
-/// Runs cargo, offline, and returns its output if it fails.
-pub fn cargo(dir: &Path, args: &[&str]) -> Result<String, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(args)
-        .arg("--offline")
-        .current_dir(dir)
-        .env("CARGO_TARGET_DIR", target_dir())
-        .env_remove("RUSTFLAGS")
-        .output()
-        .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if output.status.success() { Ok(text) } else { Err(text) }
-}
-
-/// A library that was built, by the name of its package.
-pub fn library(package: &str) -> PathBuf {
-    target_dir().join("debug").join(file_name(&package.replace('-', "_")))
-}
-
-/// `libNAME.so`.
-pub fn file_name(name: &str) -> String {
-    format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
-}
-
-/// The bytes of a fixture of this workspace.
-fn fixture(package: &'static str, cell: &'static OnceLock<Vec<u8>>) -> &'static [u8] {
-    cell.get_or_init(|| {
-        cargo(&workspace(), &["build", "-p", package]).unwrap();
-        std::fs::read(library(package)).unwrap()
-    })
-}
-
-/// The plugin `bad` with an order; see its source.
-pub fn bad(order: &str) -> Vec<u8> {
-    static CELL: OnceLock<Vec<u8>> = OnceLock::new();
-    patch(fixture("bad-plugin", &CELL), "HOST-BAD-PLUGIN:", order, 64)
-}
-
-/// The plugin `raw` that describes itself with this text.
-pub fn raw(description: &str) -> Vec<u8> {
-    static CELL: OnceLock<Vec<u8>> = OnceLock::new();
-    patch(fixture("raw-plugin", &CELL), "HOST-RAW-PLUGIN:", description, 512)
-}
-
-/// A good description for [`raw`].
-pub const RAW: &str =
-    r#"{"name":"raw","version":"1","license":"MIT","ir":"1.0","architectures":["RawForCausalLM"],"summary":"raw"}"#;
-
-fn patch(library: &[u8], mark: &str, text: &str, length: usize) -> Vec<u8> {
-    let mut bytes = library.to_vec();
-    let mark = mark.as_bytes();
-    let mut places = bytes.windows(mark.len()).enumerate().filter(|(_, w)| *w == mark).map(|(i, _)| i);
-    let at = places.next().unwrap() + mark.len();
-    assert_eq!(places.next(), None, "the mark occurs twice");
-    let room = &mut bytes[at..at + length - mark.len()];
-    assert!(text.len() <= room.len());
-    room.fill(b' ');
-    room[..text.len()].copy_from_slice(text.as_bytes());
-    bytes
-}
+pub use crate::build::*;
 
 /// A folder of plugins and a registry over it alone.
 pub struct Folder {
@@ -132,11 +58,6 @@ impl Folder {
         change(&mut options);
         Registry::new(options).unwrap()
     }
-}
-
-pub fn set_mode(path: &Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// A request with this config.json.
@@ -189,18 +110,4 @@ fn zombies() -> Vec<String> {
             fields.next() == Some("Z") && fields.next() == Some(&me)
         })
         .collect()
-}
-
-/// Process ids of this machine.
-pub fn processes() -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
-}
-
-/// Whether a process runs with this in its command line.
-pub fn is_running(words: &str) -> bool {
-    processes().iter().any(|pid| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).replace('\0', " ").contains(words)
-    })
 }

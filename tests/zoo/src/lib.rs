@@ -154,7 +154,7 @@ enum Fill {
 
 /// The folder that holds the zoo's entries.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/zoo")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/zoo")
 }
 
 /// Every entry, sorted by name. Empty only if the data folder is missing.

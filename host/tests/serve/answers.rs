@@ -1,0 +1,115 @@
+//! What a server answers, and what it refuses.
+
+use serde_json::{Value, json};
+
+use crate::models::Folder;
+use crate::program::Place;
+
+#[test]
+fn the_demo_model_answers_and_tells_about_itself() {
+    let place = Place::new();
+    let server = place.serve(&[]);
+    let request = json!({"model": "host-demo", "prompt": "San Francisco is a", "max_tokens": 7, "temperature": 0});
+    let answer = server.ok("/v1/completions", &request);
+    assert_eq!(answer["object"], "text_completion");
+    assert_eq!(answer["usage"]["completion_tokens"], 7, "{answer}");
+    let text = answer["choices"][0]["text"].as_str().unwrap();
+    assert!(text.starts_with(" city "), "{text:?}");
+
+    let question = json!({"messages": [{"role": "user", "content": "What is AI?"}], "temperature": 0});
+    let answer = server.ok("/v1/chat/completions", &question);
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop");
+    let text = choice["message"]["content"].as_str().unwrap();
+    assert!(text.contains("artificial intelligence") && text.ends_with('.'), "{text:?}");
+
+    let models = server.get("/v1/models").json();
+    let model = &models["data"][0];
+    assert_eq!((&model["id"], &model["max_model_len"]), (&json!("host-demo"), &json!(1024)));
+    assert_eq!(model["host"]["plugin"], "llama");
+    assert_eq!(model["host"]["model_impl"], "native");
+    assert_eq!(model["host"]["architecture"], "LlamaForCausalLM");
+    assert_eq!(server.get("/health").json()["status"], "ok");
+    assert_eq!(server.get("/version").json()["version"], env!("CARGO_PKG_VERSION"));
+    assert!(server.metric("vllm:generation_tokens_total") > 7.0);
+
+    let tokens = server.ok("/tokenize", &json!({"prompt": "San Francisco is a"}));
+    assert_eq!(tokens["count"].as_u64(), tokens["tokens"].as_array().map(|t| t.len() as u64));
+    let text = server.ok("/detokenize", &json!({"tokens": tokens["tokens"]}));
+    assert!(text["prompt"].as_str().unwrap().ends_with("San Francisco is a"), "{text}");
+}
+
+/// A folder without tokenizer: ids in, ids out; its outputs are torch's.
+#[test]
+fn a_model_without_tokenizer_serves_token_ids() {
+    let place = Place::new();
+    let folder = Folder::llama(&place.path("models"));
+    let server = place.serve(&[folder.arg(), "--served-model-name", "tiny"]);
+    assert!(server.log().contains("WARN") && server.log().contains("has no tokenizer.json"), "{}", server.log());
+    for golden in host_zoo::entry("llama").unwrap().golden().unwrap().prompts {
+        let answer = server.ok(
+            "/v1/completions",
+            &json!({"model": "tiny", "prompt": golden.prompt_ids, "max_tokens": 16, "temperature": 0,
+                    "ignore_eos": true, "return_token_ids": true, "logprobs": 2}),
+        );
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["token_ids"], json!(golden.greedy_ids));
+        assert_eq!(choice["prompt_token_ids"], json!(golden.prompt_ids));
+        assert_eq!(choice["text"], "");
+        let names: Vec<String> = golden.greedy_ids.iter().map(|id| format!("token_id:{id}")).collect();
+        assert_eq!(choice["logprobs"]["tokens"], json!(names));
+        let first = choice["logprobs"]["top_logprobs"][0].as_object().unwrap();
+        assert!(first.contains_key(&names[0]) && first.keys().all(|k| k.starts_with("token_id:")), "{first:?}");
+    }
+    let text = json!({"prompt": "hello"}).to_string();
+    server.refused("/v1/completions", text.as_bytes(), 400, &["needs a tokenizer", "send prompt as token ids"]);
+    let chat = json!({"messages": [{"role": "user", "content": "hello"}]}).to_string();
+    server.refused("/v1/chat/completions", chat.as_bytes(), 400, &["tokenizer"]);
+    server.refused("/tokenize", text.as_bytes(), 400, &["tokenizer"]);
+}
+
+#[test]
+fn bad_requests_are_refused_and_do_no_harm() {
+    let place = Place::new();
+    let server = place.serve(&[]);
+    let path = "/v1/completions";
+    let good = json!({"prompt": "San Francisco is a", "max_tokens": 7, "temperature": 0});
+    let before = server.complete(&good);
+    let with = |field: &str, value: Value| {
+        let mut body = good.clone();
+        body[field] = value;
+        body.to_string().into_bytes()
+    };
+    let long: Vec<u32> = vec![5; 1025];
+    let cases: [(Vec<u8>, u16, &[&str]); 13] = [
+        (with("prompt", json!(long)), 400, &["1025", "1024"]),
+        (with("max_tokens", json!(1024)), 400, &["max_tokens", "1024"]),
+        (with("max_tokens", json!(0)), 400, &["max_tokens", "0", "at least 1"]),
+        (with("temperature", json!("NaN")), 400, &["temperature", "NaN"]),
+        (br#"{"prompt": "a", "temperature": 1e999}"#.into(), 400, &["number out of range", "column 36"]),
+        (br#"{"prompt": "a", "temperature": NaN}"#.into(), 400, &["JSON", "column 32"]),
+        (with("prompt", json!("x".repeat(10 << 20))), 413, &["8388608", "--max-body-size"]),
+        (b"{\"prompt\": \"\xff\"}".into(), 400, &["UTF-8"]),
+        (b"{\"prompt\": ".into(), 400, &["JSON"]),
+        (b"".into(), 400, &["JSON"]),
+        (b"[]".into(), 400, &["JSON object"]),
+        (with("temprature", json!(1)), 400, &["temprature", "did you mean", "temperature"]),
+        (with("model", json!("gpt-4")), 404, &["gpt-4", "host-demo"]),
+    ];
+    for (body, status, words) in cases {
+        server.refused(path, &body, status, words);
+    }
+    assert_eq!(server.complete(&good), before);
+    assert!(!server.log().contains("ERROR") && !server.log().contains("panicked"), "{}", server.log());
+}
+
+/// The cache is as large as the settings allow, but only what is used takes memory.
+#[test]
+fn a_large_cache_costs_nothing_until_it_is_used() {
+    let place = Place::new();
+    let server = place.serve(&["--kv-cache-memory", "4GiB"]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 1 << 20, "{kib} KiB");
+}
