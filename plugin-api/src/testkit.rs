@@ -62,26 +62,28 @@ pub fn checkpoint<P: Plugin>(config: Value, tensors: Vec<TensorInfo>) -> Model {
 /// look at the difference before you commit it.
 #[track_caller]
 pub fn golden<P: Plugin>(path: impl AsRef<Path>) {
-    let path = path.as_ref();
+    compare(path.as_ref(), |config| build::<P>(config).to_text());
+}
+
+/// Compares with a golden file whose second part is what `output` makes of the first.
+#[track_caller]
+pub fn compare(path: &Path, output: impl FnOnce(&str) -> String) {
     let file = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let separator = format!("\n{SEPARATOR}\n");
     let (config, expected) = match file.split_once(&separator) {
         Some((config, expected)) => (config, Some(expected)),
         None => (file.as_str(), None),
     };
-    let built = build::<P>(config).to_text();
+    let built = output(config);
     if std::env::var_os(UPDATE).is_some() {
         let file = format!("{}{separator}{built}", config.trim_end());
         return std::fs::write(path, file).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     }
     let Some(expected) = expected else {
-        panic!("{} has no graph after a line `{SEPARATOR}`: write it with {UPDATE}=1", path.display());
+        panic!("{} has no second part after a line `{SEPARATOR}`: write it with {UPDATE}=1", path.display());
     };
     if let Some(difference) = first_difference(&built, expected) {
-        panic!(
-            "the graph differs from {}:\n{difference}If that is meant, write the file anew with {UPDATE}=1.",
-            path.display()
-        );
+        panic!("{} differs:\n{difference}If that is meant, write the file anew with {UPDATE}=1.", path.display());
     }
 }
 

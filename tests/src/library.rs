@@ -6,8 +6,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use host::llm::{DtypeChoice, LlmOptions, ModelSource};
+use host::engine::Stats;
+use host::llm::{DtypeChoice, Llm, LlmOptions, ModelSource};
 use host::registry::RegistryOptions;
 
 /// The native plugins.
@@ -38,6 +40,19 @@ pub fn dtype(dtype: host::exec::Dtype) -> DtypeChoice {
     DtypeChoice::Is(dtype)
 }
 
+/// The engine's counts once it has nothing to do: the last answer is sent before its blocks are counted as free.
+pub fn at_rest(llm: &Llm) -> Stats {
+    let begin = Instant::now();
+    loop {
+        let stats = llm.engine().stats();
+        if !stats.busy {
+            return stats;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "the engine does not come to rest: {stats:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A lasting folder with copies of the plugins: cargo's own may be writable by others (umask), which the registry refuses.
 fn folder(worker: &Path) -> PathBuf {
     let built = worker.parent().expect("a program lies in a folder");
@@ -48,8 +63,7 @@ fn folder(worker: &Path) -> PathBuf {
         fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("sets the mode");
     }
     for name in PLUGINS {
-        let file =
-            format!("{}host_plugin_{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let file = format!("{}host_plugin_{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
         let library = built.join("deps").join(&file);
         let content = fs::read(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
         let copy = plugins.join(&file);

@@ -47,9 +47,9 @@ use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
 pub use load::{Blueprint, DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
-pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 /// [`RequestParams`] by the name that vLLM has for it.
 pub use options::RequestParams as SamplingParams;
+pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 pub use output::{Finish, Generation, Output, StopReason};
 
 use output::{Choice, ChoiceSetup};
