@@ -18,14 +18,15 @@ fn model(place: &Place, architecture: &str, order: &str) -> Folder {
 #[test]
 fn bad_plugins_beside_a_good_one_cost_a_line_each() {
     let place = Place::new();
-    let files: [(&str, Vec<u8>, &str); 7] = [
+    let files: [(&str, Vec<u8>, &str); 8] = [
         ("a_crash", build::bad("describe:segfault"), "crashed with SIGSEGV"),
         ("b_panic", build::bad("describe:panic"), "panicked while describing itself"),
         ("c_hang", build::bad("describe:hang"), "did not finish describing itself within 3.0 s"),
         ("d_memory", build::bad("describe:allocate"), "ran out of memory while describing itself"),
         ("e_future", build::bad("ir:2.0"), "speaks graph IR 2.0"),
         ("f_rubbish", build::raw("rubbish"), "answered rubbish while describing itself"),
-        ("g_text", b"hello".to_vec(), "is not a shared library"),
+        ("g_layout", build::other_layout("host_plugin_layout_served"), "was built against another plugin ABI"),
+        ("h_text", b"hello".to_vec(), "is not a shared library"),
     ];
     for (name, bytes, _) in &files {
         place.put_plugin(name, bytes);
