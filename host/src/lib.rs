@@ -1,7 +1,7 @@
 //! `host` serves language models over the OpenAI API; what differs between models comes from plugins.
 //!
 //! One folder a responsibility; imports run one way: `server` → `llm` → `engine` → `exec` → kernels.
-//! `graph` knows no engine; nothing knows the server.
+//! `graph` knows no engine; nothing knows the server. As a library it begins with [`Llm`]; [`llm`] has an example.
 
 pub mod cli;
 pub mod config;
@@ -13,3 +13,5 @@ pub mod llm;
 pub mod registry;
 pub mod server;
 pub mod text;
+
+pub use llm::{Llm, LlmOptions, SamplingParams};

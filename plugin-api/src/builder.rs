@@ -45,6 +45,14 @@ impl Builder {
         }
     }
 
+    /// The graph so far, or the first mistake.
+    pub fn so_far(&self) -> Result<&Graph, SpecError> {
+        match &self.error {
+            Some(error) => Err(error.clone()),
+            None => Ok(&self.graph),
+        }
+    }
+
     /// Names `value` as a result of the graph.
     pub fn output(&mut self, name: &str, value: Value) {
         self.graph.outputs.push((name.to_owned(), value));

@@ -34,6 +34,7 @@ pub fn expand(graph: &Graph) -> Result<Graph, SpecError> {
     let mut b = Builder::new();
     let mut map: Vec<Value> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
+        check_size(&b)?;
         let inputs: Vec<Value> = node.inputs.iter().map(|v| map[v.index()]).collect();
         let value = b.scope(node.name.clone(), |b| match define(b, &node.op, &inputs) {
             Some(v) => v,
@@ -45,6 +46,20 @@ pub fn expand(graph: &Graph) -> Result<Graph, SpecError> {
         b.output(name, map[v.index()]);
     }
     b.finish()
+}
+
+/// Most nodes of a graph whose composites are replaced: a graph at the limit of [`crate::spec::MAX_NODES`] may
+/// not grow forty times.
+pub const MAX_EXPANDED_NODES: usize = 4 * crate::spec::MAX_NODES;
+
+/// Whether a graph that is being expanded may grow further, and nothing went wrong.
+pub fn check_size(b: &Builder) -> Result<(), SpecError> {
+    let nodes = b.so_far()?.nodes.len();
+    if nodes <= MAX_EXPANDED_NODES {
+        return Ok(());
+    }
+    let limit = format!("has {nodes} nodes when its composite ops are replaced, the limit is {MAX_EXPANDED_NODES}");
+    Err(SpecError::Graph { graph: "expanded".into(), message: limit })
 }
 
 fn linear(b: &mut Builder, inputs: &[Value]) -> Value {

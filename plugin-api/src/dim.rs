@@ -18,12 +18,18 @@ struct Term {
     coefficient: i64,
 }
 
+/// Most terms of one dimension; models have two or three. Keeps arithmetic on hostile graphs cheap.
+pub(crate) const MAX_TERMS: usize = 64;
+
 /// Why a dimension could not be computed or read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DimError {
     /// The arithmetic left 63 bits.
     #[error("a dimension does not fit in 63 bits")]
     Overflow,
+    /// Too many different powers of T and R.
+    #[error("a dimension has more than {MAX_TERMS} terms")]
+    Terms,
     /// The value is negative at the given sizes.
     #[error("dimension {0} is negative at T={1}, R={2}")]
     Negative(Dim, usize, usize),
@@ -59,6 +65,11 @@ impl Dim {
         self.as_const() == Some(1)
     }
 
+    /// The largest size of a coefficient.
+    pub(crate) fn largest_coefficient(&self) -> i64 {
+        self.0.iter().map(|t| t.coefficient.saturating_abs()).max().unwrap_or(0)
+    }
+
     /// Sum.
     pub fn add(&self, other: &Dim) -> Result<Dim, DimError> {
         Dim::collect(self.0.iter().chain(&other.0).copied())
@@ -71,7 +82,7 @@ impl Dim {
 
     /// Product.
     pub fn mul(&self, other: &Dim) -> Result<Dim, DimError> {
-        let mut terms = Vec::with_capacity(self.0.len() * other.0.len());
+        let mut terms = Vec::with_capacity(self.0.len() * other.0.len()); // each at most MAX_TERMS
         for a in &self.0 {
             for b in &other.0 {
                 terms.push(Term {
@@ -104,8 +115,10 @@ impl Dim {
     fn collect(terms: impl Iterator<Item = Term>) -> Result<Dim, DimError> {
         let mut out: Vec<Term> = Vec::new();
         for term in terms {
+            let full = out.len() == MAX_TERMS;
             match out.iter_mut().find(|o| (o.t, o.r) == (term.t, term.r)) {
                 Some(o) => o.coefficient = o.coefficient.checked_add(term.coefficient).ok_or(DimError::Overflow)?,
+                None if full => return Err(DimError::Terms),
                 None => out.push(term),
             }
         }
@@ -255,6 +268,9 @@ mod tests {
         for text in ["", "X", "T+", "2**T", "1.5", "--T", "T T", "99999999999999999999"] {
             assert!(text.parse::<Dim>().is_err(), "{text}");
         }
+        let powers = |n: usize| (1..=n).map(|i| vec!["T"; i].join("*")).collect::<Vec<_>>().join("+");
+        assert!(powers(MAX_TERMS).parse::<Dim>().is_ok());
+        assert_eq!(powers(MAX_TERMS + 1).parse::<Dim>(), Err(DimError::Terms));
         let huge = Dim::from(i64::MAX);
         assert_eq!(huge.mul(&huge), Err(DimError::Overflow));
         assert_eq!(huge.add(&dim("1")), Err(DimError::Overflow));

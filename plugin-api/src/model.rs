@@ -104,13 +104,8 @@ impl Graph {
     /// Appends a node after checking it against the specification.
     pub fn push(&mut self, op: Op, inputs: Vec<Value>, name: &str) -> Result<Value, SpecError> {
         let types: Vec<&Type> = inputs.iter().map(|&v| self.ty(v)).collect();
-        let ty = spec::infer(&op, &types).map_err(|message| SpecError::Node {
-            node: self.nodes.len(),
-            name: name.to_owned(),
-            op: op.to_string(),
-            inputs: types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            message,
-        })?;
+        let ty = spec::infer(&op, &types)
+            .map_err(|message| SpecError::node(self.nodes.len(), name, &op, &types, message))?;
         self.nodes.push(Node { op, inputs, ty, name: name.to_owned() });
         Ok(Value(self.nodes.len() as u32 - 1))
     }

@@ -6,9 +6,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::dim::Dim;
+use crate::spec::MAX_RANK;
 use crate::types::DType;
 
 /// An operation with its attributes. Comments give inputs -> output.
@@ -129,6 +130,7 @@ pub enum Op {
     // ---- shape ----------------------------------------------------------------------------------
     /// Same elements in the same row-major order.
     Reshape {
+        #[serde(deserialize_with = "few_dims")]
         shape: Vec<Dim>,
     },
     /// Dimension i of the output is dimension `axes[i]` of the input.
@@ -137,6 +139,7 @@ pub enum Op {
     },
     /// Stretches dimensions of size 1 and adds leading ones.
     Broadcast {
+        #[serde(deserialize_with = "few_dims")]
         shape: Vec<Dim>,
     },
     /// Elements start, start+step, ... before end, of one axis.
@@ -363,6 +366,28 @@ impl ConstData {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// A list of dimensions that is read no further than the longest allowed.
+fn few_dims<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Dim>, D::Error> {
+    struct Visitor;
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = Vec<Dim>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MAX_RANK} dimensions")
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Vec<Dim>, A::Error> {
+            let mut out = Vec::new();
+            while let Some(d) = list.next_element()? {
+                if out.len() == MAX_RANK {
+                    return Err(serde::de::Error::custom(format!("a shape of more than {MAX_RANK} dimensions")));
+                }
+                out.push(d);
+            }
+            Ok(out)
+        }
+    }
+    d.deserialize_seq(Visitor)
 }
 
 /// Name and attributes as in the text form: `rms_norm(eps:0.000001,unit_offset:false)`.

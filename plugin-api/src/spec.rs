@@ -10,8 +10,18 @@ use crate::types::{DType, Shape, Type};
 
 /// Largest number of nodes in a graph.
 pub const MAX_NODES: usize = 1_000_000;
-/// Largest constant size of one dimension, and of a constant tensor.
+/// Largest constant size of one dimension.
 pub const MAX_SIZE: i64 = 1 << 40;
+/// Most elements of a value of constant shape. (The largest weights of today's models have 2^33.)
+pub const MAX_ELEMENTS: i64 = 1 << 36;
+/// Most elements of a value for each token (or selected row, or pair of them).
+pub const MAX_ROW_ELEMENTS: i64 = 1 << 28;
+/// Most dimensions of a value.
+pub const MAX_RANK: usize = 16;
+/// Longest name of a weight, in bytes.
+pub const MAX_NAME: usize = 1024;
+/// Longest text of an op, or of the types of its inputs, in an error.
+const MAX_SHOWN: usize = 300;
 
 /// Why a graph is not well-formed.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
@@ -43,6 +53,23 @@ pub enum SpecError {
     Model(String),
 }
 
+impl SpecError {
+    /// About one node; long literals and lists of inputs are cut.
+    pub(crate) fn node(node: usize, name: &str, op: &Op, inputs: &[&Type], message: String) -> SpecError {
+        let cut = |text: String| match text.char_indices().nth(MAX_SHOWN) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
+        };
+        // A literal can have millions of numbers: they are not printed to be cut.
+        let op = match op {
+            Op::Const { dtype, shape, .. } => format!("const(dtype:{dtype},shape:{shape:?},..)"),
+            op => cut(op.to_string()),
+        };
+        let inputs = inputs.iter().take(MAX_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        SpecError::Node { node, name: name.to_owned(), op, inputs: cut(inputs), message }
+    }
+}
+
 /// Checks a model: every node typed as [`infer`] says, inputs before uses, states used once, outputs there.
 pub fn verify(model: &Model) -> Result<(), SpecError> {
     if model.context_length == 0 || model.context_length > MAX_SIZE as u64 {
@@ -60,7 +87,7 @@ pub fn verify(model: &Model) -> Result<(), SpecError> {
     let [rows, vocabulary] = ty.shape.0.as_slice() else {
         return Err(wrong(format!("output `logits` is {ty}, it must be [R, vocabulary]")));
     };
-    if !ty.dtype.is_float() || *rows != Dim::R() || vocabulary.as_const().is_none() {
+    if !ty.dtype.is_float() || *rows != Dim::R() || vocabulary.as_const().is_none_or(|n| n < 1) {
         return Err(wrong(format!("output `logits` is {ty}, it must be a float of shape [R, vocabulary]")));
     }
     Ok(())
@@ -75,13 +102,7 @@ pub fn verify_graph(name: &str, graph: &Graph) -> Result<(), SpecError> {
     let mut states = std::collections::HashSet::new();
     let mut weights: std::collections::HashMap<&str, &[usize]> = std::collections::HashMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
-        let fail = |inputs: &[&Type], message: String| SpecError::Node {
-            node: i,
-            name: node.name.clone(),
-            op: node.op.to_string(),
-            inputs: inputs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            message,
-        };
+        let fail = |inputs: &[&Type], message: String| SpecError::node(i, &node.name, &node.op, inputs, message);
         if let Some(v) = node.inputs.iter().find(|v| v.index() >= i) {
             return Err(fail(&[], format!("reads %{}, which is not computed before it", v.0)));
         }
@@ -103,9 +124,13 @@ pub fn verify_graph(name: &str, graph: &Graph) -> Result<(), SpecError> {
             _ => {}
         }
     }
+    let mut outputs = std::collections::HashSet::new();
     for (output, v) in &graph.outputs {
         if v.index() >= graph.nodes.len() {
             return Err(wrong(format!("output `{output}` is %{}, which does not exist", v.0)));
+        }
+        if !outputs.insert(output) {
+            return Err(wrong(format!("there are two outputs `{output}`")));
         }
     }
     Ok(())
@@ -114,13 +139,24 @@ pub fn verify_graph(name: &str, graph: &Graph) -> Result<(), SpecError> {
 /// The type that `op` gives for inputs of these types, or the rule that they break.
 pub fn infer(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
     let ty = infer_unchecked(op, inputs)?;
+    ensure(ty.shape.rank() <= MAX_RANK, || {
+        format!("gives a value of {} dimensions, the limit is {MAX_RANK}", ty.shape.rank())
+    })?;
     for d in &ty.shape.0 {
         match d.as_const() {
-            Some(n) if !(0..=MAX_SIZE).contains(&n) => return Err(format!("a dimension of {ty} is out of range")),
+            Some(n) if !(0..=MAX_SIZE).contains(&n) => {
+                return Err(format!("a dimension of {ty} is out of range: it must be 0 to {MAX_SIZE}"));
+            }
             _ => {}
         }
     }
-    ty.shape.numel().map_err(|e| e.to_string())?;
+    let numel = ty.shape.numel().map_err(|e| e.to_string())?;
+    match numel.as_const() {
+        Some(n) => ensure(n <= MAX_ELEMENTS, || format!("{ty} has {n} elements, the limit is {MAX_ELEMENTS}"))?,
+        None => ensure(numel.largest_coefficient() <= MAX_ROW_ELEMENTS, || {
+            format!("{ty} has {numel} elements, the limit is {MAX_ROW_ELEMENTS} for each token")
+        })?,
+    }
     Ok(ty)
 }
 
@@ -189,6 +225,8 @@ fn leaf(op: &Op) -> Result<Type, String> {
         Op::Input { .. } | Op::ContextLength { .. } => Ok(Type::new(DType::I64, [Dim::T()])),
         Op::Weight { name, shape } => {
             ensure(!name.is_empty(), || "a weight needs a name".into())?;
+            ensure(name.len() <= MAX_NAME, || format!("a weight's name has {} bytes, the limit is {MAX_NAME}", name.len()))?;
+            ensure(shape.len() <= MAX_RANK, || format!("has {} dimensions, the limit is {MAX_RANK}", shape.len()))?;
             Ok(Type::new(DType::Float, shape.iter().copied().collect::<Shape>()))
         }
         Op::Const { dtype, shape, data } => {
@@ -199,6 +237,7 @@ fn leaf(op: &Op) -> Result<Type, String> {
                     | (DType::Bool, ConstData::Bool(_))
             );
             ensure(fits, || format!("the data are not of type {dtype}"))?;
+            ensure(shape.len() <= MAX_RANK, || format!("has {} dimensions, the limit is {MAX_RANK}", shape.len()))?;
             let numel = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
             ensure(numel == Some(data.len()), || format!("{} elements do not fill shape {shape:?}", data.len()))?;
             Ok(Type::new(*dtype, shape.iter().copied().collect::<Shape>()))

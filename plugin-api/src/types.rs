@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::dim::{Dim, DimError};
+use crate::spec::MAX_RANK;
 
 /// Element type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -138,6 +139,10 @@ impl FromStr for Type {
             "bool" => DType::Bool,
             other => return Err(format!("unknown element type `{other}`")),
         };
+        // Counted before anything is allocated for them.
+        if dims.split(',').nth(MAX_RANK).is_some() {
+            return Err(format!("a type of more than {MAX_RANK} dimensions"));
+        }
         let dims: Result<Vec<Dim>, _> =
             if dims.is_empty() { Ok(vec![]) } else { dims.split(',').map(str::parse).collect() };
         Ok(Type { dtype, shape: Shape(dims.map_err(|e| e.to_string())?) })

@@ -1,4 +1,6 @@
 //! Helpers of the end-to-end tests.
 
 pub mod executors;
+pub mod library;
+pub mod ways;
 pub use host_zoo as zoo;

@@ -33,12 +33,15 @@ impl Pass {
 
 /// Every pass, in order.
 pub const PASSES: &[Pass] = &[
+    Pass { name: "dce", about: "drops what no output needs", run: dce::run },
     Pass {
         name: "canonicalise",
         about: "drops shape ops and casts that change nothing, merges chains",
         run: canonicalise::run,
     },
     Pass { name: "cse", about: "computes equal expressions once", run: cse::run },
+    // Before `fuse`, which counts readers.
+    Pass { name: "dce", about: "drops what merging left behind", run: dce::run },
     Pass { name: "fuse", about: "recognises activation(gate) * up as one op", run: fuse::run },
     Pass {
         name: "select",

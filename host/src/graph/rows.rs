@@ -7,8 +7,8 @@ pub fn per_token(ty: &Type) -> bool {
     ty.shape.0.first() == Some(&Dim::T())
 }
 
-/// Whether row i of the output depends on row i of the per-token inputs only, and on all of the others.
-/// Such a node means the same for the selected rows alone, and for several sequences laid end to end.
+/// Whether row i of the output depends on row i of the per-token inputs only, and on all of the others; and the
+/// node gives the selected rows when its per-token inputs are replaced by their selected rows.
 pub fn rowwise(graph: &Graph, node: &Node) -> bool {
     use Op::*;
     if !per_token(&node.ty) {
@@ -16,6 +16,10 @@ pub fn rowwise(graph: &Graph, node: &Node) -> bool {
     }
     let rank = node.ty.shape.rank();
     let inputs: Vec<&Type> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+    let fixed = |ty: &Type| ty.shape.0.iter().all(|d| d.as_const().is_some());
+    // Aligned at the last dimension, so equal ranks align the rows.
+    let aligned = |ty: &Type| per_token(ty) && ty.shape.rank() == rank;
+    let others_fixed = || inputs.iter().skip(1).all(|ty| fixed(ty));
     let first_has_rows = |min_rank: usize| inputs.first().is_some_and(|x| per_token(x) && x.shape.rank() >= min_rank);
     match &node.op {
         Neg
@@ -53,13 +57,20 @@ pub fn rowwise(graph: &Graph, node: &Node) -> bool {
         | Select
         | Cast { .. }
         | Activation { .. }
-        | Gated { .. } => inputs.iter().all(|ty| {
-            let symbolic = ty.shape.0.iter().any(|d| d.as_const().is_none());
-            if symbolic { per_token(ty) && ty.shape.rank() == rank } else { true }
-        }),
-        Linear | RmsNorm { .. } | LayerNorm { .. } | Softmax => first_has_rows(2),
+        | Gated { .. } => inputs.iter().all(|ty| fixed(ty) || aligned(ty)),
+        // A weight of shape [T, K] would lose rows too.
+        Linear | RmsNorm { .. } | LayerNorm { .. } => first_has_rows(2) && others_fixed(),
+        Softmax => first_has_rows(2),
+        Embedding => first_has_rows(1) && others_fixed(),
+        // One matrix product: rows of the left side. Several: one a row.
+        Matmul if rank == 2 => first_has_rows(2) && others_fixed(),
+        Matmul => inputs.iter().all(|ty| fixed(ty) || aligned(ty)),
+        Broadcast { .. } => inputs.iter().all(|ty| fixed(ty) || aligned(ty)),
+        Take { axis: 0 } => fixed(inputs[0]) && per_token(inputs[1]),
+        Gather { axis } | Scatter { axis } | ScatterAdd { axis } => {
+            *axis >= 1 && inputs.iter().all(|ty| per_token(ty))
+        }
         Rope { .. } => true,
-        Embedding => first_has_rows(1),
         Reshape { .. } => first_has_rows(1),
         Permute { axes } => axes.first() == Some(&0),
         Slice { axis, .. }

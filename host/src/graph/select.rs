@@ -72,7 +72,7 @@ fn needs(graph: &Graph) -> Vec<Need> {
 /// The op on selected rows: shapes in attributes get R where they had T.
 fn with_rows_selected(op: &Op) -> Op {
     let mut op = op.clone();
-    if let Op::Reshape { shape } = &mut op
+    if let Op::Reshape { shape } | Op::Broadcast { shape } = &mut op
         && let Some(first) = shape.first_mut()
     {
         *first = Dim::R();

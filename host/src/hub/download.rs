@@ -1,9 +1,8 @@
 //! Fetches a repository's files into the hub cache.
 //!
-//! hf-hub streams the bytes. What it does not do happens here: it passes on no checksums, so the list of files is asked
-//! for directly; and its own cache writer takes whatever arrived for the whole file, so files are streamed into
-//! `blobs/*.incomplete`, resumed where they stopped, compared with the announced size and sha256, and only then renamed
-//! to their place and linked into the snapshot. A ref is written last: a snapshot that a ref points to is complete.
+//! Files are streamed into `blobs/*.incomplete`, resumed where they stopped, compared with the announced size and
+//! sha256, and only then renamed to their place and linked into the snapshot. A ref is written last: a snapshot that a
+//! ref points to is complete. (Crate hf-hub does neither the comparison nor the resuming; see docs/decisions.)
 //! Python files, pickles and other formats are never fetched.
 
 use std::fs::{self, File};
@@ -14,7 +13,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use hf_hub::{HFClient, HFError, HFRepository, RepoTypeModel};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::listing::Announced;
@@ -52,7 +50,6 @@ pub(super) struct Download {
     pub(super) repo: String,
     pub(super) options: HubOptions,
     pub(super) http: reqwest::Client,
-    remote: HFRepository<RepoTypeModel>,
     folder: PathBuf,
     bar: ProgressBar,
 }
@@ -65,27 +62,17 @@ impl Download {
             what: "setting up the download".into(),
             message,
         };
+        // Ring is the one provider here; another one may be installed by a program that uses this as a library.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .user_agent(concat!("host/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(options.timeout)
             .build()
             .map_err(|e| failed(with_causes(&e)))?;
-        let mut builder = HFClient::builder()
-            .client(http.clone())
-            .endpoint(&options.endpoint)
-            .cache_dir(&options.cache_dir)
-            .retry_max_attempts(options.retries as usize)
-            .retry_base_delay(options.retry_delay / 4);
-        if let Some(token) = &options.token {
-            builder = builder.token(token);
-        }
-        let client = builder.build().map_err(|e| failed(with_causes(&e)))?;
-        let (owner, name) = hf_hub::split_id(repo);
         Ok(Arc::new(Self {
             repo: repo.into(),
             options: options.clone(),
             http,
-            remote: client.model(owner, name),
             folder: repo_folder(&options.cache_dir, repo),
             bar: progress_bar(),
         }))
@@ -228,17 +215,17 @@ impl Download {
     async fn receive(&self, commit: &str, file: &Announced, out: &mut Partial) -> Result<(), HubError> {
         let what = format!("downloading {}", file.path);
         let from = out.written;
-        let range = (from > 0).then_some(from..file.size);
-        let request = self.remote.download_file_stream().filename(file.path.clone()).revision(commit.to_owned());
-        let answer = self.timed(&what, request.maybe_range(range).send()).await?;
-        let (length, mut body) = answer.map_err(|e| self.failed(&what, e))?;
-        if from > 0 && length == Some(file.size) {
+        let path = file.path.split('/').map(encoded).collect::<Vec<_>>().join("/");
+        let url = format!("{}/{}/resolve/{commit}/{path}", self.options.endpoint, self.repo);
+        let answer = self.get(&what, url, (from > 0).then_some(from)).await?;
+        if from > 0 && answer.status() != reqwest::StatusCode::PARTIAL_CONTENT {
             // The server ignores ranges and sends all of it.
             self.bar.dec(from);
             out.restart()?;
         }
+        let mut body = answer.bytes_stream();
         while let Some(chunk) = self.timed(&what, body.next()).await? {
-            let chunk = chunk.map_err(|e| self.failed(&what, e))?;
+            let chunk = chunk.map_err(|e| self.transfer_error(&what, with_causes(&e)))?;
             out.append(&chunk)?;
             self.bar.inc(chunk.len() as u64);
             if out.written > file.size {
@@ -313,27 +300,30 @@ impl Download {
         })
     }
 
-    /// hf-hub's error in our words.
-    fn failed(&self, what: &str, error: HFError) -> HubError {
+    /// A request with the user's token (which is not sent on to other servers that the hub redirects to), from byte
+    /// `from` on. An answer that is not a success becomes the error that it means.
+    pub(super) async fn get(&self, what: &str, url: String, from: Option<u64>) -> Result<reqwest::Response, HubError> {
+        let mut request = self.http.get(url);
+        if let Some(token) = &self.options.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(from) = from {
+            request = request.header("Range", format!("bytes={from}-"));
+        }
+        let answer = self.timed(what, request.send()).await?.map_err(|e| self.transfer_error(what, with_causes(&e)))?;
+        let header = answer.headers().get("x-error-message").and_then(|v| v.to_str().ok());
+        let detail = said(header);
         let (endpoint, repo) = (self.options.endpoint.clone(), self.repo.clone());
-        match error {
-            HFError::AuthRequired { context } => {
-                HubError::Unauthorized { endpoint, repo, detail: said(context.server_message.as_deref()) }
+        match answer.status().as_u16() {
+            200..300 => Ok(answer),
+            401 => Err(HubError::Unauthorized { endpoint, repo, detail }),
+            403 => Err(HubError::Forbidden { endpoint, repo, detail }),
+            404 => Err(self.not_found(detail)),
+            429 => {
+                Err(self.transfer_error(what, "the hub answered 429 (too many requests); wait, or set HF_TOKEN".into()))
             }
-            HFError::Forbidden { context } => {
-                HubError::Forbidden { endpoint, repo, detail: said(context.server_message.as_deref()) }
-            }
-            HFError::RepoNotFound { .. } => self.not_found(String::new()),
-            HFError::RevisionNotFound { context, .. } => {
-                self.not_found(said(context.and_then(|c| c.server_message).as_deref()))
-            }
-            HFError::EntryNotFound { path, .. } => self.not_found(format!(": it has no {path}")),
-            HFError::MalformedResponse { what, .. } => self.bad_answer(what),
-            HFError::Json(error) => self.bad_answer(error.to_string()),
-            HFError::RateLimited { .. } => {
-                self.transfer_error(what, "the hub answered 429 (too many requests); wait, or set HF_TOKEN".into())
-            }
-            other => self.transfer_error(what, with_causes(&other)),
+            status @ 400..500 if status != 408 => Err(self.bad_answer(format!("HTTP {status}{detail}"))),
+            status => Err(self.transfer_error(what, format!("HTTP {status}{detail}"))),
         }
     }
 
@@ -403,6 +393,12 @@ fn link(blob: &Path, pointer: &Path) -> Result<(), HubError> {
         }
     }
     fs::copy(blob, pointer).map(|_| ()).map_err(HubError::io(pointer))
+}
+
+/// One segment of a path in a URL.
+pub(super) fn encoded(segment: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    segment.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 pub(super) fn said(message: Option<&str>) -> String {

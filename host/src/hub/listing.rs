@@ -1,11 +1,10 @@
 //! Asks the hub what a revision holds: its commit, its files, their sizes and checksums.
-//!
-//! hf-hub's own listing does not pass on checksums, so this one request is made directly. `download` calls it.
+//! `download` calls it.
 
 use serde::Deserialize;
 
 use super::HubError;
-use super::download::{Download, said, with_causes};
+use super::download::{Download, encoded, with_causes};
 use super::resolve::is_commit;
 
 /// The hub's answer about a revision of a repository, with the fields that are used.
@@ -66,32 +65,9 @@ impl Download {
 
     async fn ask_for_list(&self) -> Result<String, HubError> {
         let what = "asking for the list of files";
-        let revision =
-            self.options.revision().replace('%', "%25").replace('/', "%2F").replace('?', "%3F").replace('#', "%23");
+        let revision = encoded(self.options.revision());
         let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", self.options.endpoint, self.repo);
-        let mut request = self.http.get(url);
-        if let Some(token) = &self.options.token {
-            request = request.bearer_auth(token);
-        }
-        let answer = self.timed(what, request.send()).await?.map_err(|e| self.transfer_error(what, with_causes(&e)))?;
-        let status = answer.status().as_u16();
-        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(String::from);
-        let detail = said(header("x-error-message").as_deref());
-        let (endpoint, repo) = (self.options.endpoint.clone(), self.repo.clone());
-        match status {
-            200..300 => {}
-            401 => {
-                return Err(HubError::Unauthorized { endpoint, repo, detail });
-            }
-            403 => {
-                return Err(HubError::Forbidden { endpoint, repo, detail });
-            }
-            404 => return Err(self.not_found(detail)),
-            400..500 if status != 408 && status != 429 => {
-                return Err(self.bad_answer(format!("HTTP {status}{detail}")));
-            }
-            _ => return Err(self.transfer_error(what, format!("HTTP {status}{detail}"))),
-        }
+        let answer = self.get(what, url, None).await?;
         self.timed(what, answer.text()).await?.map_err(|e| self.transfer_error(what, with_causes(&e)))
     }
 

@@ -113,6 +113,13 @@ impl Default for LlmOptions {
     }
 }
 
+impl LlmOptions {
+    /// This model, a folder or a name on the hub, with the defaults for everything else.
+    pub fn new(model: impl Into<String>) -> Self {
+        Self { model: ModelSource::Named(model.into()), ..Self::default() }
+    }
+}
+
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -137,7 +144,7 @@ pub enum LoadError {
         /// The model's class.
         architecture: String,
         /// What is wrong.
-        error: SpecError,
+        error: Box<SpecError>,
     },
     /// The executor.
     #[error(transparent)]
@@ -193,7 +200,7 @@ impl Blueprint {
             .build_model(&plugin, &BuildRequest::new(checkpoint.config.clone(), tensors))
             .map_err(|e| about(&checkpoint, e))?;
         phase.done("plugin");
-        let failed = |error| LoadError::Pass { architecture: architecture.clone(), error };
+        let failed = |error: SpecError| LoadError::Pass { architecture: architecture.clone(), error: Box::new(error) };
         // `build_model` verified that there is a `decode`.
         let decode = model.graphs.get("decode").cloned().unwrap_or_default();
         let graph = graph::optimise(&decode).map_err(failed)?;

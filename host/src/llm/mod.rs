@@ -1,6 +1,36 @@
 //! The library face: prompts in, text out. Checks parameters, tokenises, starts one engine request for
 //! each choice, and makes text of their tokens in the reader's own task. Knows no HTTP and schedules
-//! nothing. `server` and `cli` sit on it.
+//! nothing. `server` and `cli` sit on it, and whoever uses `host` as a library:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! use host::{Llm, LlmOptions, SamplingParams};
+//!
+//! fn main() -> ExitCode {
+//!     // Plugins run in processes of their own: this program, started again.
+//!     if host::registry::is_worker() {
+//!         return host::registry::worker_main();
+//!     }
+//!     match run() {
+//!         Ok(()) => ExitCode::SUCCESS,
+//!         Err(error) => {
+//!             eprintln!("error: {error}");
+//!             ExitCode::FAILURE
+//!         }
+//!     }
+//! }
+//!
+//! fn run() -> Result<(), Box<dyn std::error::Error>> {
+//!     let llm = Llm::load(&LlmOptions::new("meta-llama/Llama-3.2-1B"))?; // `LlmOptions::default()`: the demo model
+//!     let prompts = ["San Francisco is a", "What is AI?"];
+//!     let params = SamplingParams { max_tokens: Some(32), temperature: 0.0, ..llm.default_params() };
+//!     for completion in llm.generate(&prompts, params)? {
+//!         println!("{}", completion.text());
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod checkpoint;
 mod load;
@@ -10,6 +40,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,11 +48,13 @@ use std::time::{Duration, Instant};
 pub use checkpoint::Checkpoint;
 pub use load::{Blueprint, DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
+/// [`RequestParams`] by the name that vLLM has for it.
+pub use options::RequestParams as SamplingParams;
 pub use output::{Finish, Generation, Output, StopReason};
 
 use output::{Choice, ChoiceSetup};
 
-use crate::engine::{EngineHandle, EngineRequest, SamplingParams, SubmitError, TokenLogprobs};
+use crate::engine::{self, EngineHandle, EngineRequest, SubmitError, TokenLogprobs};
 use crate::text::{Detokenizer, GenerationConfig, TextError, Tokenizer};
 
 /// Why a request was refused or ended.
@@ -93,6 +126,18 @@ pub struct Completion {
     pub choices: Vec<Output>,
 }
 
+impl Completion {
+    /// The text of the first choice, which is all there is with `n` 1.
+    pub fn text(&self) -> &str {
+        self.choices.first().map_or("", |choice| &choice.text)
+    }
+
+    /// The tokens of the first choice.
+    pub fn token_ids(&self) -> &[u32] {
+        self.choices.first().map_or(&[], |choice| &choice.token_ids)
+    }
+}
+
 impl Llm {
     /// Puts a model together from its parts.
     pub fn from_parts(
@@ -130,7 +175,7 @@ impl Llm {
         let config = &self.inner.generation_config;
         let base = RequestParams::default();
         RequestParams {
-            max_tokens: config.max_new_tokens.map(|count| count as usize),
+            max_tokens: config.max_new_tokens,
             temperature: config.temperature.unwrap_or(base.temperature),
             top_p: config.top_p.unwrap_or(base.top_p),
             top_k: config.top_k.map_or(base.top_k, |k| k as i64),
@@ -150,10 +195,15 @@ impl Llm {
         self.submit_tokens(prompt, &params, priority, arrival)
     }
 
-    /// Completes all prompts, as many at a time as the engine takes, and returns the answers in order.
-    /// The first error ends it. Blocks: not for async code.
-    pub fn generate(&self, prompts: Vec<Prompt>, params: &RequestParams) -> Result<Vec<Completion>, LlmError> {
-        self.generate_with(prompts, params, &mut |_, _| {})
+    /// Completes all prompts (texts, or token ids), as many at a time as the engine takes, and returns the
+    /// answers in order. The first error ends it. Blocks: not for async code.
+    pub fn generate<P: Into<Prompt>>(
+        &self,
+        prompts: impl IntoIterator<Item = P>,
+        params: impl Borrow<RequestParams>,
+    ) -> Result<Vec<Completion>, LlmError> {
+        let prompts = prompts.into_iter().map(Into::into).collect();
+        self.generate_with(prompts, params.borrow(), &mut |_, _| {})
     }
 
     /// The same; `progress` is told how many prompts of how many are done.
@@ -225,8 +275,8 @@ impl Llm {
         let bad_words = self.bad_words(&params.bad_words)?;
         let eos = &generation_config.eos_token_ids;
         let sampling = |index| params.sampling(index, prompt.len(), &bad_words, eos, engine);
-        let all: Vec<SamplingParams> = (0..params.n).map(sampling).collect();
-        let request = |params: &SamplingParams| EngineRequest {
+        let all: Vec<engine::SamplingParams> = (0..params.n).map(sampling).collect();
+        let request = |params: &engine::SamplingParams| EngineRequest {
             prompt: prompt.clone(),
             params: params.clone(),
             priority,

@@ -58,6 +58,31 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self::Tokens(tokens)
+    }
+}
+
+/// What a loop over borrowed prompts yields.
+macro_rules! from_borrowed {
+    ($($borrowed:ty)*) => {
+        $(impl From<$borrowed> for Prompt {
+            fn from(prompt: $borrowed) -> Self {
+                prompt.to_owned().into()
+            }
+        })*
+    };
+}
+
+from_borrowed!(&str &&str &String &[u32] &&[u32] &Vec<u32> &Prompt);
+
 /// A prompt and how to continue it.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {

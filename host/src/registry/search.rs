@@ -125,9 +125,10 @@ fn foreign_owner(meta: &Metadata) -> Option<String> {
 fn writable_by_others(meta: &Metadata, path: &Path) -> Option<String> {
     let mode = meta.permissions().mode();
     let sticky = meta.is_dir() && mode & 0o1000 != 0;
-    // Many systems give every user a group of their own, and let new files be written by it.
-    let group = if mode & 0o020 != 0 && private_group(meta.gid()) { 0 } else { mode & 0o020 };
-    let who = match group | mode & 0o002 {
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let private = || is_private_group(meta.gid(), meta.uid(), &read("/etc/passwd"), &read("/etc/group"));
+    let who = match mode & 0o022 {
+        0o020 if private() => return None,
         0o022 => "its group and everybody",
         0o020 => "its group",
         0o002 => "everybody",
@@ -138,53 +139,23 @@ fn writable_by_others(meta: &Metadata, path: &Path) -> Option<String> {
     })
 }
 
-/// Whether nobody but the current user is in the group.
-fn private_group(gid: u32) -> bool {
-    let uid = rustix::process::geteuid().as_raw();
-    match (fs::read_to_string("/etc/passwd"), fs::read_to_string("/etc/group")) {
-        (Ok(users), Ok(groups)) => is_private(gid, uid, &users, &groups),
-        _ => false,
-    }
-}
-
-/// A user's private group has the user's name, no other member, and is the first group of nobody else.
-fn is_private(gid: u32, uid: u32, users: &str, groups: &str) -> bool {
-    let number = |text: Option<&&str>| text.and_then(|t| t.parse::<u32>().ok());
-    let users: Vec<Vec<&str>> = users.lines().map(|line| line.split(':').collect()).collect();
-    let Some(name) = users.iter().find(|u| number(u.get(2)) == Some(uid)).and_then(|u| u.first()) else { return false };
-    let mut same =
-        groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|g| number(g.get(2)) == Some(gid));
-    let Some(group) = same.next() else { return false };
-    let members = group.get(3).unwrap_or(&"").split(',').map(str::trim);
-    group[0] == *name
-        && same.next().is_none()
-        && members.filter(|m| !m.is_empty()).all(|m| m == *name)
-        && users.iter().all(|u| number(u.get(3)) != Some(gid) || number(u.get(2)) == Some(uid))
+/// Whether nobody but its owner is in the group: many systems give every user a group of their own and let it write
+/// what the user makes. Accounts that are not in these files count as unknown, and so as others.
+fn is_private_group(gid: u32, owner: u32, passwd: &str, group: &str) -> bool {
+    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
+    let number = |field: Option<&String>| field.and_then(|f| f.parse::<u32>().ok());
+    let users: Vec<_> = passwd.lines().map(fields).filter(|f| number(f.get(3)) == Some(gid)).collect();
+    let groups: Vec<_> = group.lines().map(fields).filter(|f| number(f.get(2)) == Some(gid)).collect();
+    let ([user], [group]) = (users.as_slice(), groups.as_slice()) else { return false };
+    let members = group.get(3).map_or("", String::as_str);
+    owner != 0
+        && number(user.get(2)) == Some(owner)
+        && (members.is_empty() || Some(members) == user.first().map(|n| n.as_str()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_group_is_private_if_only_its_user_is_in_it() {
-        let users =
-            "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\nbob:x:1001:100::/home/bob:/bin/sh\n";
-        let groups = "root:x:0:\nann:x:1000:ann\nusers:x:100:\nbob:x:1001:ann\n";
-        assert!(is_private(1000, 1000, users, groups));
-        assert!(is_private(0, 0, users, groups));
-        // Another's, a common one, one with another member, an unknown one, an unknown user.
-        for (gid, uid) in [(1000, 1001), (100, 1001), (1001, 1001), (77, 1000), (1000, 77)] {
-            assert!(!is_private(gid, uid, users, groups), "{gid} {uid}");
-        }
-        assert!(
-            !is_private(1000, 1000, &format!("{users}eve:x:1002:1000::/:/bin/sh"), groups),
-            "eve's first group too"
-        );
-        assert!(!is_private(1000, 1000, users, &format!("{groups}other:x:1000:eve")), "the number has two names");
-        assert!(!is_private(1000, 1000, users, "ann:x:1000:ann,eve"));
-        assert!(!is_private(0, 0, "", ""));
-    }
 
     fn chmod(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -204,19 +175,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().canonicalize().unwrap().join("plugins");
         fs::create_dir(&dir).unwrap();
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(&dir, None, Some(12345)).unwrap();
-        }
-        let private = private_group(fs::metadata(&dir).unwrap().gid());
-        let (group, both) =
-            if private { (None, "everybody") } else { (Some("its group (mode 0775)"), "its group and everybody") };
         for (mode, expected) in [
             (0o755, None),
             (0o700, None),
             (0o1777, None),
-            (0o775, group),
+            (0o775, Some("its group (mode 0775)")),
             (0o757, Some("everybody (mode 0757)")),
-            (0o777, Some(both)),
+            (0o777, Some("its group and everybody (mode 0777)")),
         ] {
             chmod(&dir, mode);
             let refused = directories(std::slice::from_ref(&dir), &[])[0].refused.clone();
@@ -225,6 +190,19 @@ mod tests {
                 Some(text) => assert!(refused.as_ref().is_some_and(|r| r.contains(text)), "{mode:o}: {refused:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_group_of_ones_own_is_not_others() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\nbob:x:1001:50::/:/bin/sh\n";
+        let group = |members: &str| format!("root:x:0:\nstaff:x:50:ann\nann:x:1000:{members}\n");
+        assert!(is_private_group(1000, 1000, passwd, &group("")));
+        assert!(is_private_group(1000, 1000, passwd, &group("ann")));
+        assert!(!is_private_group(1000, 1000, passwd, &group("ann,bob")), "a second member");
+        assert!(!is_private_group(50, 1000, passwd, &group("")), "somebody else's group");
+        assert!(!is_private_group(1000, 1000, "", ""), "unknown");
+        let shared = format!("{passwd}eve:x:1002:1000::/:/bin/sh\n");
+        assert!(!is_private_group(1000, 1000, &shared, &group("")), "a second user with it");
     }
 
     #[test]

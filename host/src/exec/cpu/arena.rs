@@ -3,7 +3,11 @@
 use kernels::cpu::{Rows, RowsMut};
 
 use super::plan::{Buffer, Elem, RowKind, View};
+use super::zeroed;
 use crate::exec::ExecError;
+
+/// Most bytes of all buffers: ten times what the largest models of today take with a usual token budget.
+const MAX_BYTES: usize = 32 << 30;
 
 /// Buffers by index.
 pub(super) struct Arena {
@@ -23,16 +27,33 @@ pub(super) enum Data {
 }
 
 impl Arena {
-    pub(super) fn new(buffers: &[Buffer], max_tokens: usize, max_selected: usize) -> Arena {
-        let allocate = |b: &Buffer| {
-            let n = (b.per_token * max_tokens).max(b.per_selected * max_selected);
-            match b.elem {
-                Elem::F32 => Data::F32(vec![0.0; n]),
-                Elem::I64 => Data::I64(vec![0; n]),
-                Elem::Bool => Data::Bool(vec![false; n]),
-            }
+    pub(super) fn new(buffers: &[Buffer], max_tokens: usize, max_selected: usize) -> Result<Arena, ExecError> {
+        let elements =
+            |b: &Buffer| b.per_token.saturating_mul(max_tokens).max(b.per_selected.saturating_mul(max_selected));
+        let bytes = buffers.iter().fold(0usize, |sum, b| sum.saturating_add(elements(b).saturating_mul(b.elem.size())));
+        let refused = |reason: &str| {
+            ExecError::Failed(format!(
+                "the values of a step of {max_tokens} tokens take {bytes} bytes: {reason}; lower --max-num-batched-tokens"
+            ))
         };
-        Arena { buffers: buffers.iter().map(allocate).collect(), tokens: 0, selected: 0, max_tokens, max_selected }
+        if bytes > MAX_BYTES {
+            return Err(refused(&format!("the limit is {MAX_BYTES}")));
+        }
+        let allocate = |b: &Buffer| {
+            let n = elements(b);
+            Ok::<_, String>(match b.elem {
+                Elem::F32 => Data::F32(zeroed(n)?),
+                Elem::I64 => Data::I64(zeroed(n)?),
+                Elem::Bool => {
+                    let mut bools = Vec::new();
+                    bools.try_reserve_exact(n).map_err(|e| e.to_string())?;
+                    bools.resize(n, false);
+                    Data::Bool(bools)
+                }
+            })
+        };
+        let buffers = buffers.iter().map(allocate).collect::<Result<_, _>>().map_err(|e| refused(&e))?;
+        Ok(Arena { buffers, tokens: 0, selected: 0, max_tokens, max_selected })
     }
 
     /// Sets the sizes of the step.

@@ -1,6 +1,9 @@
 //! Elementwise primitives over rows of buffers, without allocation: what rotary tables and the like need.
 //! The functions are the reference executor's own, so results agree bit for bit.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use plugin_api::{DType, Op};
 
 use super::arena::{Arena, Data};
@@ -34,7 +37,7 @@ enum Function {
 /// For every column of the output, the operand's column.
 enum Columns {
     Same,
-    Broadcast(Vec<u32>),
+    Broadcast(Arc<[u32]>),
 }
 
 /// Whether [`Kernel`] computes the op for these element types; others go to the reference executor.
@@ -73,15 +76,17 @@ impl Kernel {
         out: &View,
         dims: &[usize],
         statics: &[StaticData],
-    ) -> Option<Kernel> {
+        maps: &mut Maps,
+    ) -> Result<Kernel, ExecError> {
+        let unknown = || ExecError::Failed(format!("the plan has no kernel for {op}"));
         // The first operand of a select is the condition: its values decide the type.
-        let input = match inputs.first()? {
+        let input = match inputs.first().ok_or_else(unknown)? {
             Operand::View(v, _) => v.elem,
             Operand::Static(id, _) => statics[*id].elem(),
         };
-        let function = function(op, input, out.elem)?;
-        let columns = inputs.iter().map(|o| columns(o, dims)).collect();
-        Some(Kernel { function, columns })
+        let function = function(op, input, out.elem).ok_or_else(unknown)?;
+        let columns = inputs.iter().map(|o| maps.columns(o, dims)).collect::<Result<_, _>>()?;
+        Ok(Kernel { function, columns })
     }
 
     /// Computes all rows of `out`.
@@ -245,20 +250,49 @@ impl Read<'_> {
     }
 }
 
-/// Which column of the operand every output column reads, under numpy's broadcasting.
-fn columns(operand: &Operand, dims: &[usize]) -> Columns {
-    // Dimensions beside the rows. A static of full rank has a leading 1 in the place of the rows.
-    let own = match operand {
-        Operand::View(_, d) => d.as_slice(),
-        Operand::Static(_, d) if d.len() > dims.len() => &d[1..],
-        Operand::Static(_, d) => d.as_slice(),
-    };
-    if own == dims {
-        return Columns::Same;
+/// Which columns broadcast operands are read from, each pattern once for a plan.
+#[derive(Default)]
+pub(super) struct Maps {
+    known: HashMap<(Vec<usize>, Vec<usize>), Arc<[u32]>>,
+    entries: usize,
+}
+
+impl Maps {
+    /// Most columns of all patterns.
+    const MAX_ENTRIES: usize = 1 << 26;
+
+    /// Which column of the operand every output column reads, under numpy's broadcasting.
+    fn columns(&mut self, operand: &Operand, dims: &[usize]) -> Result<Columns, ExecError> {
+        // Dimensions beside the rows. A static of full rank has a leading 1 in the place of the rows.
+        let own = match operand {
+            Operand::View(_, d) => d.as_slice(),
+            Operand::Static(_, d) if d.len() > dims.len() => &d[1..],
+            Operand::Static(_, d) => d.as_slice(),
+        };
+        if own == dims {
+            return Ok(Columns::Same);
+        }
+        let key = (own.to_vec(), dims.to_vec());
+        if let Some(map) = self.known.get(&key) {
+            return Ok(Columns::Broadcast(Arc::clone(map)));
+        }
+        self.entries = self.entries.saturating_add(dims.iter().product());
+        if self.entries > Self::MAX_ENTRIES {
+            return Err(ExecError::Failed(format!(
+                "elementwise ops broadcast {own:?} to {dims:?} for each token, and others: {} columns of different \
+                 patterns, the limit is {}",
+                self.entries,
+                Self::MAX_ENTRIES
+            )));
+        }
+        let map = column_map(own, dims);
+        self.known.insert(key, Arc::clone(&map));
+        Ok(Columns::Broadcast(map))
     }
-    let cols: usize = dims.iter().product();
-    let mut map = vec![0u32; cols];
-    for (c, target) in map.iter_mut().enumerate() {
+}
+
+fn column_map(own: &[usize], dims: &[usize]) -> Arc<[u32]> {
+    let column = |c: usize| {
         let (mut rest, mut stride, mut index) = (c, 1usize, 0usize);
         for (i, &size) in dims.iter().enumerate().rev() {
             let at = rest % size;
@@ -268,7 +302,7 @@ fn columns(operand: &Operand, dims: &[usize]) -> Columns {
                 stride *= d;
             }
         }
-        *target = index as u32;
-    }
-    Columns::Broadcast(map)
+        index as u32 // below MAX_ENTRIES
+    };
+    (0..dims.iter().product()).map(column).collect()
 }

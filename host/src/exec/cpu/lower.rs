@@ -14,9 +14,13 @@ use std::collections::HashMap;
 use kernels::cpu::{Activation as KernelActivation, RopeStyle, WeightDtype};
 use plugin_api::{Activation, DType, Dim, Graph, InputKind, Node, Op, SpecError, Type, Value, define};
 
+use super::expressions::expressions;
+use super::facts::{Facts, is_view, static_nodes};
 use super::memory::{self, buffer_for};
 use super::plan::*;
-use crate::graph::rows::{per_token, rowwise};
+
+/// Most weights in one linear call. The kernel compares every pair of them.
+const MAX_SEGMENTS: usize = 16;
 
 /// Why a graph has no plan.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -73,147 +77,13 @@ pub fn lower(graph: &Graph, dtype_of: &dyn Fn(&Graph, Value) -> WeightDtype) -> 
     Ok((graph, plan))
 }
 
-/// What the graph says about its nodes.
-struct Facts {
-    /// Does not depend on the step.
-    is_static: Vec<bool>,
-    /// The node in whose call this linear is computed, as its epilogue or activation.
-    fused_into: Vec<Option<usize>>,
-    /// Values that are the same memory: the first of them.
-    class: Vec<usize>,
-    /// By class: the last node whose call reads it.
-    last_use: Vec<usize>,
-    /// Linears computed in one call, by their input.
-    groups: HashMap<Value, Vec<usize>>,
-}
-
-impl Facts {
-    fn of(graph: &Graph) -> Facts {
-        let n = graph.nodes.len();
-        let is_static = static_nodes(graph);
-        let mut readers: Vec<Vec<usize>> = vec![vec![]; n];
-        for (i, node) in graph.nodes.iter().enumerate() {
-            node.inputs.iter().for_each(|v| readers[v.index()].push(i));
-        }
-        // An output is read after the last node.
-        graph.outputs.iter().for_each(|(_, v)| readers[v.index()].push(usize::MAX));
-
-        let mut fused_into = vec![None; n];
-        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| !is_static[*i]) {
-            let candidates: &[Value] = match node.op {
-                // The right side first: the left is usually the residual stream.
-                Op::Add if graph.ty(node.inputs[0]) == graph.ty(node.inputs[1]) => &[node.inputs[1], node.inputs[0]],
-                Op::Activation { .. } => &[node.inputs[0]],
-                _ => &[],
-            };
-            let fusable = |v: &&Value| {
-                let j = v.index();
-                graph.nodes[j].op == Op::Linear && !is_static[j] && readers[j] == [i] && node.ty.shape.rank() == 2
-            };
-            let both_dynamic = node.inputs.iter().all(|v| !is_static[v.index()]);
-            if let Some(v) = candidates.iter().find(fusable).filter(|_| both_dynamic) {
-                fused_into[v.index()] = Some(i);
-            }
-        }
-        let mut class: Vec<usize> = (0..n).collect();
-        let mut last_use: Vec<usize> = (0..n).collect();
-        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| !is_static[*i]) {
-            if is_view(graph, node) {
-                class[i] = class[node.inputs[0].index()];
-            }
-            let call = fused_into[i].unwrap_or(i);
-            for v in &node.inputs {
-                let c = class[v.index()];
-                last_use[c] = last_use[c].max(call);
-            }
-        }
-        for (_, v) in &graph.outputs {
-            last_use[class[v.index()]] = usize::MAX;
-        }
-        let mut groups: HashMap<Value, Vec<usize>> = HashMap::new();
-        for (i, node) in graph.nodes.iter().enumerate() {
-            if node.op == Op::Linear && !is_static[i] && fused_into[i].is_none() {
-                groups.entry(node.inputs[0]).or_default().push(i);
-            }
-        }
-        Facts { is_static, fused_into, class, last_use, groups }
-    }
-
-    fn check_rows(&self, graph: &Graph) -> Result<(), LowerError> {
-        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| !self.is_static[*i]) {
-            let dims = &node.ty.shape.0;
-            let selected = dims.first() == Some(&Dim::R());
-            let shaped = (selected || per_token(&node.ty)) && dims[1..].iter().all(|d| d.as_const().is_some());
-            let by_row = match &node.op {
-                Op::Input { .. } | Op::ContextLength { .. } | Op::SelectOutputs | Op::Attention { .. } => true,
-                _ if selected => rowwise_selected(graph, node),
-                _ => rowwise(graph, node),
-            };
-            if !(shaped && by_row) {
-                return Err(LowerError::NotBatchable {
-                    node: i,
-                    name: node.name.clone(),
-                    op: node.op.name(),
-                    ty: node.ty.to_string(),
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// `rowwise` for values of selected rows: the same rule with R in the place of T.
-fn rowwise_selected(graph: &Graph, node: &Node) -> bool {
-    let rows_as_tokens = |ty: &Type| {
-        let mut ty = ty.clone();
-        if let Some(first) = ty.shape.0.first_mut().filter(|d| **d == Dim::R()) {
-            *first = Dim::T();
-        }
-        ty
-    };
-    let mut local = Graph::default();
-    let mut copy = node.clone();
-    for (k, v) in node.inputs.iter().enumerate() {
-        if per_token(graph.ty(*v)) {
-            return false;
-        }
-        // Only the types matter to the rule.
-        let ty = rows_as_tokens(graph.ty(*v));
-        local.nodes.push(Node { op: Op::Neg, inputs: vec![], ty, name: String::new() });
-        copy.inputs[k] = Value(k as u32);
-    }
-    copy.ty = rows_as_tokens(&node.ty);
-    rowwise(&local, &copy)
-}
-
-/// Whether the value is its first input's memory, looked at differently.
-fn is_view(graph: &Graph, node: &Node) -> bool {
-    let Some(&x) = node.inputs.first() else { return false };
-    let from = graph.ty(x);
-    match &node.op {
-        Op::Reshape { .. } => from.shape.0.first() == node.ty.shape.0.first(),
-        Op::Cast { dtype } => dtype.is_float() && from.dtype.is_float(),
-        Op::Slice { axis, step: 1, .. } => *axis >= 1 && from.shape.0[1..*axis].iter().all(Dim::is_one),
-        _ => false,
-    }
-}
-
-fn static_nodes(graph: &Graph) -> Vec<bool> {
-    let mut out: Vec<bool> = Vec::with_capacity(graph.nodes.len());
-    for node in &graph.nodes {
-        let fixed =
-            !matches!(node.op, Op::Input { .. } | Op::ContextLength { .. }) && node.ty.shape.as_consts().is_some();
-        out.push(fixed && node.inputs.iter().all(|v| out[v.index()]));
-    }
-    out
-}
-
 /// Replaces composites that have no kernel for their operands by their definitions.
 fn expand_unsupported(graph: &Graph) -> Result<Graph, SpecError> {
     let is_static = static_nodes(graph);
     let mut b = plugin_api::Builder::new();
     let mut map: Vec<Value> = Vec::with_capacity(graph.nodes.len());
     for (i, node) in graph.nodes.iter().enumerate() {
+        define::check_size(&b)?;
         let inputs: Vec<Value> = node.inputs.iter().map(|v| map[v.index()]).collect();
         let keep = !node.op.is_composite() || (!is_static[i] && has_kernel(graph, node, &is_static));
         let value = b.scope(node.name.clone(), |b| {
@@ -228,10 +98,11 @@ fn expand_unsupported(graph: &Graph) -> Result<Graph, SpecError> {
 
 fn has_kernel(graph: &Graph, node: &Node, is_static: &[bool]) -> bool {
     let fixed = |k: usize| node.inputs.get(k).is_none_or(|v| is_static[v.index()]);
+    let filled = |ty: &Type| ty.shape.0.iter().all(|d| d.as_const() != Some(0));
     let rank = |k: usize| graph.ty(node.inputs[k]).shape.rank();
     match &node.op {
         Op::Linear => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
-        Op::Embedding => !fixed(0) && rank(0) == 1 && fixed(1),
+        Op::Embedding => !fixed(0) && rank(0) == 1 && fixed(1) && filled(&node.ty),
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
         Op::Rope { .. } => node.inputs.iter().all(|v| !is_static[v.index()]),
         Op::Attention { .. } => (0..3).all(|k| !fixed(k)) && fixed(3) && fixed(4),
@@ -267,7 +138,7 @@ impl Lowering<'_> {
             Op::Input { .. } | Op::ContextLength { .. } => self.input(i),
             _ if is_view(self.graph, node) => self.view(node),
             Op::Embedding => {
-                let (ids, table) = (self.at(node.inputs[0]), self.statics(node.inputs[1], StaticForm::Matrix));
+                let (ids, table) = (self.dense(node.inputs[0]), self.statics(node.inputs[1], StaticForm::Matrix));
                 self.call(i, |out| Call::Embed { table, ids, out })
             }
             Op::Linear => return self.linear_group(node.inputs[0]),
@@ -300,6 +171,17 @@ impl Lowering<'_> {
     /// Where a value of the step is; its node came before.
     fn at(&self, v: Value) -> View {
         self.places[v.index()].expect("inputs are lowered before their readers")
+    }
+
+    /// Where a value is, its rows one after the other: kernels that take no stride get a copy of a view.
+    fn dense(&mut self, v: Value) -> View {
+        let x = self.at(v);
+        if x.is_whole() {
+            return x;
+        }
+        let out = self.new_view(x.elem, x.rows, x.cols);
+        self.calls.push(Call::Copy { x, out });
+        out
     }
 
     /// A new value of this node's type, and the call that writes it.
@@ -373,7 +255,10 @@ impl Lowering<'_> {
         while let Some(&first) = members.first() {
             let dtype = |i: usize| (self.dtype_of)(self.graph, self.graph.nodes[i].inputs[1]);
             let want = dtype(first);
-            let (now, later): (Vec<usize>, Vec<usize>) = members.iter().partition(|&&i| dtype(i) == want);
+            let (mut now, mut later): (Vec<usize>, Vec<usize>) = members.iter().partition(|&&i| dtype(i) == want);
+            if now.len() > MAX_SEGMENTS {
+                later.splice(0..0, now.split_off(MAX_SEGMENTS));
+            }
             let x = self.at(input);
             let width = |i: &usize| row_dims(&self.graph.nodes[*i].ty)[0];
             let out = self.new_view(Elem::F32, x.rows, now.iter().map(width).sum());
@@ -436,10 +321,10 @@ impl Lowering<'_> {
 
     fn rope(&mut self, i: usize, interleaved: bool) -> View {
         let node = &self.graph.nodes[i];
-        let (x, cos, sin) = (self.at(node.inputs[0]), self.at(node.inputs[1]), self.at(node.inputs[2]));
+        let (x, cos, sin) = (self.at(node.inputs[0]), self.dense(node.inputs[1]), self.dense(node.inputs[2]));
         let head_dim = row_dims(&node.ty)[1];
         let style = if interleaved { RopeStyle::Interleaved } else { RopeStyle::Half };
-        if self.dies_at(node.inputs[0], i) {
+        if self.dies_at(node.inputs[0], i) && ![cos.buffer, sin.buffer].contains(&x.buffer) {
             self.calls.push(Call::Rope { x, head_dim, cos, sin, style, out: x });
             return x;
         }
@@ -536,32 +421,4 @@ fn kernel_activation(kind: Activation) -> KernelActivation {
         Activation::Sigmoid => KernelActivation::Sigmoid,
         Activation::Tanh => KernelActivation::Tanh,
     }
-}
-
-/// Static values as expressions over weights: their identity in plans. Names of nodes play no part.
-/// Long ones (big literals, deep expressions) are shortened to a digest.
-fn expressions(graph: &Graph, is_static: &[bool]) -> Vec<String> {
-    const LONGEST: usize = 160;
-    let mut out: Vec<String> = Vec::with_capacity(graph.nodes.len());
-    for (i, node) in graph.nodes.iter().enumerate() {
-        let text = match &node.op {
-            _ if !is_static[i] => String::new(),
-            Op::Weight { name, .. } => name.clone(),
-            op if node.inputs.is_empty() => op.to_string(),
-            op => {
-                let inputs: Vec<&str> = node.inputs.iter().map(|v| out[v.index()].as_str()).collect();
-                format!("{op}({})", inputs.join(", "))
-            }
-        };
-        let weight = matches!(node.op, Op::Weight { .. });
-        out.push(if text.len() > LONGEST && !weight { digest(&node.op, &text) } else { text });
-    }
-    out
-}
-
-fn digest(op: &Op, text: &str) -> String {
-    use sha2::Digest as _;
-    let hash = sha2::Sha256::digest(text.as_bytes());
-    let hex: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
-    format!("{}#{hex}", op.name())
 }

@@ -26,7 +26,8 @@ pub(super) fn assign(calls: &mut [Call], values: &[Buffer], pinned: &mut [&mut V
         for view in call.views() {
             let value = view.buffer;
             let at = *place[value].get_or_insert_with(|| take(&mut free, &mut buffers, &values[value]));
-            if last[value] == i && !dying.contains(&at) {
+            if last[value] == i {
+                last[value] = usize::MAX; // once, should the call read it twice
                 dying.push(at);
             }
             view.buffer = at;
@@ -37,12 +38,15 @@ pub(super) fn assign(calls: &mut [Call], values: &[Buffer], pinned: &mut [&mut V
     buffers
 }
 
+/// How many free buffers are looked at: graphs of models have a handful, hostile ones would make this quadratic.
+const LOOK_AT: usize = 64;
+
 /// The free buffer of the right type that has to grow least, or a new one.
 fn take(free: &mut Vec<usize>, buffers: &mut Vec<Buffer>, want: &Buffer) -> usize {
     let growth =
         |b: &Buffer| want.per_token.saturating_sub(b.per_token) + want.per_selected.saturating_sub(b.per_selected);
     let slack = |b: &Buffer| b.per_token.saturating_sub(want.per_token);
-    let best = (0..free.len())
+    let best = (free.len().saturating_sub(LOOK_AT)..free.len())
         .filter(|&i| buffers[free[i]].elem == want.elem)
         .min_by_key(|&i| (growth(&buffers[free[i]]), slack(&buffers[free[i]]), free[i]));
     match best {

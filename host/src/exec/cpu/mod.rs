@@ -10,6 +10,8 @@
 
 mod arena;
 mod elementwise;
+mod expressions;
+mod facts;
 mod lower;
 mod memory;
 mod plan;
@@ -100,8 +102,8 @@ impl CpuExecutor {
             kv_bytes_per_block: plan
                 .states
                 .iter()
-                .map(|s| block_elements(s) * element_size(options.kv_cache_dtype))
-                .sum(),
+                .map(|s| block_elements(s).saturating_mul(element_size(options.kv_cache_dtype)))
+                .fold(0, usize::saturating_add),
             window: window_of_all(&plan),
             prefix_cache: PrefixCaching::Shared,
             by_length,
@@ -109,11 +111,13 @@ impl CpuExecutor {
             max_seqs: options.max_seqs,
         };
         let widest = plan.calls.iter().filter_map(|c| if let Call::Linear { x, .. } = c { Some(x.cols) } else { None });
-        let elementwise = plan.calls.iter().map(|c| prepare_elementwise(c, &statics)).collect();
+        let mut maps = elementwise::Maps::default();
+        let elementwise = plan.calls.iter().map(|c| prepare_elementwise(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
+        let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
         Ok(CpuExecutor {
             elementwise,
             scratch: Scratch::with_capacity(options.max_tokens.max(max_rows), widest.max().unwrap_or(0)),
-            arena: Arena::new(&plan.buffers, options.max_tokens, max_rows),
+            arena,
             compute: options.dtype,
             kv_cache_dtype: options.kv_cache_dtype,
             cache: vec![],
@@ -191,7 +195,12 @@ impl CpuExecutor {
                     cos: dense(&cos),
                     sin: dense(&sin),
                 };
-                Ok(if x == out { cpu::rope(cpu, rows, &rope)? } else { cpu::rope_to(cpu, arena.f32(x)?, &rope, rows)? })
+                if x == out {
+                    cpu::rope(cpu, rows, &rope)?
+                } else {
+                    cpu::rope_to(cpu, arena.f32(x)?, &rope, rows)?
+                }
+                Ok(())
             }),
             Call::WriteKv { state, k, v } => {
                 let layer = &mut self.cache[*state];
@@ -222,6 +231,7 @@ impl CpuExecutor {
             Call::Add { a, b, out } => {
                 self.arena.with_f32(out, |arena, out| Ok(cpu::add(cpu, arena.f32(a)?, arena.f32(b)?, out)?))
             }
+            Call::Copy { x, out } => copy(&mut self.arena, x, out),
             Call::SelectRows { x, out } => {
                 let rows = &self.rows;
                 self.arena.with_f32(out, |arena, out| Ok(cpu::gather_rows(cpu, arena.f32(x)?, rows, out)?))
@@ -276,7 +286,7 @@ impl CpuExecutor {
         let rows: Vec<usize> = self.rows.iter().map(|&r| r as usize).collect();
         let mut shape = vec![self.arena.rows(out)];
         shape.extend(dims);
-        let result = super::reference::apply(op, &tensors, &shape, tokens, &rows)?;
+        let result = super::reference::apply(op, &tensors.iter().collect::<Vec<_>>(), &shape, tokens, &rows)?;
         self.arena.with_out(out, |_, data| {
             use plugin_api::ConstData;
             match (data, result.data) {
@@ -401,11 +411,35 @@ fn dense<'a>(rows: &cpu::Rows<'a>) -> &'a [f32] {
     &rows.data[..rows.rows * rows.cols]
 }
 
-fn prepare_elementwise(call: &Call, statics: &[StaticData]) -> Option<elementwise::Kernel> {
+fn prepare_elementwise(
+    call: &Call,
+    statics: &[StaticData],
+    maps: &mut elementwise::Maps,
+) -> Result<Option<elementwise::Kernel>, ExecError> {
     match call {
-        Call::Elementwise { op, inputs, out, dims } => elementwise::Kernel::new(op, inputs, out, dims, statics),
-        _ => None,
+        Call::Elementwise { op, inputs, out, dims } => {
+            elementwise::Kernel::new(op, inputs, out, dims, statics, maps).map(Some)
+        }
+        _ => Ok(None),
     }
+}
+
+/// Gathers the rows of a view.
+fn copy(arena: &mut Arena, x: &View, out: &View) -> Result<(), ExecError> {
+    fn rows<E: Copy>(from: &[E], to: &mut [E], x: &View, rows: usize) {
+        for r in 0..rows {
+            to[r * x.cols..][..x.cols].copy_from_slice(&from[x.offset + r * x.stride..][..x.cols]);
+        }
+    }
+    arena.with_out(out, |arena, to| {
+        match (arena.data(x), to) {
+            (Data::F32(from), Data::F32(to)) => rows(from, to, x, arena.rows(x)),
+            (Data::I64(from), Data::I64(to)) => rows(from, to, x, arena.rows(x)),
+            (Data::Bool(from), Data::Bool(to)) => rows(from, to, x, arena.rows(x)),
+            _ => return Err(ExecError::Failed(format!("the plan copies {x} to {out}, which is of another type"))),
+        }
+        Ok(())
+    })
 }
 
 fn run_norm(

@@ -47,6 +47,17 @@ pub enum Elem {
     Bool,
 }
 
+impl Elem {
+    /// Bytes of one.
+    pub(super) fn size(self) -> usize {
+        match self {
+            Elem::F32 => 4,
+            Elem::I64 => 8,
+            Elem::Bool => 1,
+        }
+    }
+}
+
 /// What the rows of a value are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RowKind {
@@ -185,6 +196,8 @@ pub enum Call {
     Activate { kind: Activation, x: View, out: View },
     /// activation(gate) * up
     Gated { kind: Activation, gate: View, up: View, out: View },
+    /// The same elements, rows one after the other.
+    Copy { x: View, out: View },
     /// a + b
     Add { a: View, b: View, out: View },
     /// The rows whose logits are wanted.
@@ -232,7 +245,8 @@ impl Call {
         }
         match self {
             Call::Embed { ids, out, .. } => vec![ids, out],
-            Call::Norm { x, out, .. } | Call::Activate { x, out, .. } | Call::SelectRows { x, out } => vec![x, out],
+            Call::Norm { x, out, .. } | Call::Activate { x, out, .. } => vec![x, out],
+            Call::SelectRows { x, out } | Call::Copy { x, out } => vec![x, out],
             Call::Linear { x, epilogue: Epilogue::Add(y), out, .. } => vec![x, y, out],
             Call::Linear { x, out, .. } => vec![x, out],
             Call::Rope { x, cos, sin, out, .. } => vec![x, cos, sin, out],
@@ -324,6 +338,7 @@ impl Plan {
             Call::Activate { kind, x, out } => format!("activate {kind:?} {x} -> {out}"),
             Call::Gated { kind, gate, up, out } => format!("gated {kind:?} {gate} {up} -> {out}"),
             Call::Add { a, b, out } => format!("add {a} {b} -> {out}"),
+            Call::Copy { x, out } => format!("copy {x} -> {out}"),
             Call::SelectRows { x, out } => format!("select_rows {x} -> {out}"),
             Call::Elementwise { op, inputs, out, .. } => format!("elementwise {op} {} -> {out}", operands(inputs)),
             Call::Reference { op, inputs, out, .. } => format!("reference {op} {} -> {out}", operands(inputs)),

@@ -1,6 +1,8 @@
 //! Values that do not depend on the step: weights as they are mapped, and expressions over weights and
 //! literals, computed once at load by the reference executor.
 
+use std::collections::HashMap;
+
 use half::{bf16, f16};
 use kernels::cpu::{WeightDtype, WeightRef};
 use plugin_api::{ConstData, Graph, Op, Value};
@@ -90,38 +92,55 @@ pub(super) fn load(
     weights: &Weights,
     dtype: Dtype,
 ) -> Result<Vec<StaticData>, ExecError> {
-    statics.iter().map(|s| load_one(graph, s, weights, dtype)).collect()
+    let mut out: Vec<Option<StaticData>> = statics.iter().map(|s| mapped(graph, s, weights, dtype)).collect();
+    // The others by the node that computes them: one node may be wanted in two forms.
+    let mut wanted: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (id, s) in statics.iter().enumerate().filter(|(id, _)| out[*id].is_none()) {
+        wanted.entry(s.value.index()).or_default().push(id);
+    }
+    let mut fold = Fold::new(graph, weights, wanted.keys().copied());
+    for i in 0..graph.nodes.len() {
+        let ids = wanted.get(&i).map_or(&[][..], Vec::as_slice);
+        let Some(value) = fold.compute(i, !ids.is_empty())? else { continue };
+        for &id in ids {
+            out[id] = Some(converted(graph, &statics[id], &value, weights, dtype)?);
+            fold.live += value.data.len(); // for good
+        }
+        fold.keep(i, value);
+    }
+    out.into_iter().collect::<Option<_>>().ok_or_else(|| ExecError::Failed("a static value was not computed".into()))
 }
 
-fn load_one(graph: &Graph, s: &Static, weights: &Weights, dtype: Dtype) -> Result<StaticData, ExecError> {
+/// A matrix that is used as it is stored.
+fn mapped(graph: &Graph, s: &Static, weights: &Weights, dtype: Dtype) -> Option<StaticData> {
+    let (StaticForm::Matrix, Op::Weight { name, .. }) = (s.form, &graph.node(s.value).op) else { return None };
     let held = held_as(graph, s.value, weights, dtype);
-    if let (StaticForm::Matrix, Op::Weight { name, .. }) = (s.form, &graph.node(s.value).op)
-        && let Some(index) = weights.index_of(name)
-        && float_type(weights.at(index).dtype) == Some(held)
-    {
-        return Ok(StaticData::Mapped { weights: weights.clone(), index, dtype: held });
-    }
-    let tensor = match &graph.node(s.value).op {
-        Op::Weight { name, .. } => {
-            read_f32(weights, name).map_err(|m| ExecError::Failed(format!("weight `{name}` {m}")))?
-        }
-        _ => evaluate(graph, s.value, weights)?,
-    };
-    Ok(match (tensor.data, s.form) {
-        (ConstData::I64(v), _) => StaticData::I64(v),
-        (ConstData::Bool(v), _) => StaticData::Bool(v),
-        (ConstData::F32(v), StaticForm::Values) => StaticData::F32(v),
-        (ConstData::F32(v), StaticForm::Matrix) => match held {
-            WeightDtype::F32 => StaticData::F32(v),
-            WeightDtype::Bf16 => StaticData::Bf16(v.into_iter().map(bf16::from_f32).collect()),
+    let index = weights.index_of(name).filter(|&i| float_type(weights.at(i).dtype) == Some(held))?;
+    Some(StaticData::Mapped { weights: weights.clone(), index, dtype: held })
+}
+
+fn converted(
+    graph: &Graph,
+    s: &Static,
+    tensor: &Tensor,
+    weights: &Weights,
+    dtype: Dtype,
+) -> Result<StaticData, ExecError> {
+    Ok(match (&tensor.data, s.form) {
+        (ConstData::I64(v), _) => StaticData::I64(v.clone()),
+        (ConstData::Bool(v), _) => StaticData::Bool(v.clone()),
+        (ConstData::F32(v), StaticForm::Values) => StaticData::F32(v.clone()),
+        (ConstData::F32(v), StaticForm::Matrix) => match held_as(graph, s.value, weights, dtype) {
+            WeightDtype::F32 => StaticData::F32(v.clone()),
+            WeightDtype::Bf16 => StaticData::Bf16(v.iter().map(|&x| bf16::from_f32(x)).collect()),
             WeightDtype::F16 => StaticData::F16(to_f16(graph, s, v)?),
         },
     })
 }
 
-fn to_f16(graph: &Graph, s: &Static, values: Vec<f32>) -> Result<Vec<f16>, ExecError> {
+fn to_f16(graph: &Graph, s: &Static, values: &[f32]) -> Result<Vec<f16>, ExecError> {
     let out: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
-    match out.iter().zip(&values).find(|(y, x)| y.is_infinite() && x.is_finite()) {
+    match out.iter().zip(values).find(|(y, x)| y.is_infinite() && x.is_finite()) {
         Some((_, x)) => Err(ExecError::Failed(format!(
             "weight `{}` ({}) holds {x}, which float16 cannot represent; use --dtype bfloat16 or float32",
             s.text,
@@ -131,14 +150,124 @@ fn to_f16(graph: &Graph, s: &Static, values: Vec<f32>) -> Result<Vec<f16>, ExecE
     }
 }
 
-/// The value of a static node, by the reference executor.
-fn evaluate(graph: &Graph, value: Value, weights: &Weights) -> Result<Tensor, ExecError> {
-    let source = |name: &str| read_f32(weights, name);
-    let inputs = reference::Inputs::prompt(&[], &[]);
-    // Only what the value depends on, so that nothing else of a large graph is looked at.
-    let cut = Graph { nodes: graph.nodes[..=value.index()].to_vec(), outputs: vec![("value".into(), value)] };
-    let mut out = reference::eval(&cut, &inputs, &source)?;
-    out.pop().map(|(_, t)| t).ok_or_else(|| ExecError::Failed("a static value was not computed".into()))
+/// Computes the static nodes that are needed, each once, in order. Weights are read where they are used and
+/// dropped again; other values live until their last reader: little more than the results is in memory.
+struct Fold<'a> {
+    graph: &'a Graph,
+    weights: &'a Weights,
+    needed: Vec<bool>,
+    /// By node: readers still to come.
+    readers: Vec<usize>,
+    values: HashMap<usize, Tensor>,
+    /// Elements of `values` and results, and elements computed so far.
+    live: usize,
+    work: usize,
+    max_live: usize,
+    max_work: usize,
+}
+
+impl<'a> Fold<'a> {
+    fn new(graph: &'a Graph, weights: &'a Weights, wanted: impl Iterator<Item = usize>) -> Fold<'a> {
+        let mut needed = vec![false; graph.nodes.len()];
+        let mut readers = vec![0; graph.nodes.len()];
+        wanted.for_each(|i| needed[i] = true);
+        for (i, node) in graph.nodes.iter().enumerate().rev() {
+            if needed[i] {
+                for v in &node.inputs {
+                    needed[v.index()] = true;
+                    readers[v.index()] += 1;
+                }
+            }
+        }
+        let bytes = usize::try_from(weights.total_bytes()).unwrap_or(usize::MAX);
+        Fold {
+            graph,
+            weights,
+            needed,
+            readers,
+            values: HashMap::new(),
+            live: 0,
+            work: 0,
+            // Two f32 copies of a bf16 checkpoint and room for tables; some tens of passes over all that.
+            max_live: bytes.saturating_add(1 << 26),
+            max_work: bytes.saturating_mul(64).saturating_add(1 << 32),
+        }
+    }
+
+    /// The value of node i, if it is needed. Weights are given only if they are `wanted` themselves.
+    fn compute(&mut self, i: usize, wanted: bool) -> Result<Option<Tensor>, ExecError> {
+        let node = &self.graph.nodes[i];
+        match &node.op {
+            _ if !self.needed[i] => return Ok(None),
+            Op::Weight { name, .. } if wanted => return self.weight(name).map(Some),
+            Op::Weight { .. } => return Ok(None),
+            _ => {}
+        }
+        let shape = node.ty.shape.as_consts().ok_or_else(|| self.failed(i, "its shape is not constant"))?;
+        self.admit(i, &shape)?;
+        let weight = |v: &Value| match &self.graph.node(*v).op {
+            Op::Weight { name, .. } => self.weight(name).map(Some),
+            _ => Ok(None),
+        };
+        let read: Vec<Option<Tensor>> = node.inputs.iter().map(weight).collect::<Result<_, _>>()?;
+        let inputs: Option<Vec<&Tensor>> =
+            node.inputs.iter().zip(&read).map(|(v, w)| w.as_ref().or_else(|| self.values.get(&v.index()))).collect();
+        let inputs = inputs.ok_or_else(|| self.failed(i, "it reads a value that was not computed"))?;
+        let value = reference::apply(&node.op, &inputs, &shape, 0, &[]).map_err(|e| self.failed(i, &e.to_string()))?;
+        Ok(Some(value))
+    }
+
+    /// Refuses what would take more memory or time than any model needs, before it does.
+    fn admit(&mut self, i: usize, shape: &[usize]) -> Result<(), ExecError> {
+        let node = &self.graph.nodes[i];
+        let size = |v: &Value| -> usize {
+            let dims = self.graph.ty(*v).shape.as_consts().unwrap_or_default();
+            dims.iter().fold(1, |n, &d| n.saturating_mul(d))
+        };
+        let elements = shape.iter().fold(1usize, |n, &d| n.saturating_mul(d));
+        let inner = match &node.op {
+            Op::Matmul => self.graph.ty(node.inputs[0]).shape.as_consts().and_then(|d| d.last().copied()).unwrap_or(1),
+            _ => 1,
+        };
+        let read = node.inputs.iter().map(size).fold(0, usize::saturating_add);
+        self.work = self.work.saturating_add(elements.saturating_mul(inner)).saturating_add(read);
+        let live = self.live.saturating_add(elements);
+        for (what, value, limit) in
+            [("be in memory at once", live, self.max_live), ("have to be computed", self.work, self.max_work)]
+        {
+            if value > limit {
+                let reason = format!("{value} elements of constants would {what} for it, the limit is {limit} for this checkpoint");
+                return Err(self.failed(i, &reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a value for its readers, and drops what has none left.
+    fn keep(&mut self, i: usize, value: Tensor) {
+        for v in &self.graph.nodes[i].inputs {
+            let j = v.index();
+            self.readers[j] -= 1;
+            if self.readers[j] == 0
+                && let Some(dropped) = self.values.remove(&j)
+            {
+                self.live -= dropped.data.len();
+            }
+        }
+        if self.readers[i] > 0 && !matches!(self.graph.nodes[i].op, Op::Weight { .. }) {
+            self.live += value.data.len();
+            self.values.insert(i, value);
+        }
+    }
+
+    fn weight(&self, name: &str) -> Result<Tensor, ExecError> {
+        read_f32(self.weights, name).map_err(|m| ExecError::Failed(format!("weight `{name}` {m}")))
+    }
+
+    fn failed(&self, i: usize, reason: &str) -> ExecError {
+        let node = &self.graph.nodes[i];
+        ExecError::Failed(format!("node %{i} ({}) = {} {}: {reason}", node.name, node.op.name(), node.ty))
+    }
 }
 
 /// A tensor of the checkpoint as f32.

@@ -33,12 +33,13 @@ impl ReferenceExecutor {
 
         let states = graph.kv_states();
         let windows: Option<Vec<usize>> = states.iter().map(|s| s.window.map(|w| w as usize)).collect();
-        let numbers: usize = states.iter().map(|s| s.heads * (s.key_dim + s.value_dim)).sum();
+        let per_token = |s: &plugin_api::KvState| s.heads.saturating_mul(s.key_dim.saturating_add(s.value_dim));
+        let numbers = states.iter().map(per_token).fold(0usize, usize::saturating_add);
         let by_length = graph.length_dependence();
         let spec = ExecSpec {
             vocab_size: width.ok_or_else(missing)?,
             // What a cache in f32 would take. None is kept; the engine accounts for blocks all the same.
-            kv_bytes_per_block: (numbers * BLOCK_SIZE * size_of::<f32>()).max(1),
+            kv_bytes_per_block: numbers.saturating_mul(BLOCK_SIZE * size_of::<f32>()).max(1),
             window: windows.and_then(|w| w.into_iter().max()),
             prefix_cache: PrefixCaching::Shared,
             by_length,

@@ -134,7 +134,7 @@ impl Inputs {
 /// the result. For executors that have no kernel for it.
 pub(super) fn apply(
     op: &Op,
-    inputs: &[Tensor],
+    inputs: &[&Tensor],
     shape: &[usize],
     tokens: usize,
     rows: &[usize],

@@ -7,6 +7,7 @@ mod http;
 mod operate;
 mod refuse;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,8 @@ const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{%
 /// Continues a prompt with a copy of it, then ends. Token ids are bytes.
 struct CopyModel {
     spec: ExecSpec,
+    /// Length of the prompt, by sequence.
+    prompts: HashMap<u64, usize>,
     logits: Vec<f32>,
     delay: Duration,
     trouble: Trouble,
@@ -86,8 +89,10 @@ impl Executor for CopyModel {
                 LogitRows::Last => end - 1,
                 LogitRows::From(position) => position.max(seq.computed),
             };
+            // Nothing is generated yet when a sequence is seen first.
+            let prompt_len = *self.prompts.entry(seq.id).or_insert(seq.context_len);
             for position in first..end {
-                self.row(seq.tokens, position, seq.prompt_len);
+                self.row(seq.tokens, position, prompt_len);
             }
         }
         Ok(&self.logits)
@@ -162,10 +167,18 @@ impl Setup {
             kv_bytes_per_block: 1,
             window: None,
             prefix_cache: PrefixCaching::Shared,
+            by_length: None,
             max_tokens: 512,
             max_seqs: self.max_num_seqs,
         };
-        let model = CopyModel { spec, logits: Vec::new(), delay: self.delay, trouble: self.trouble, steps: 0 };
+        let model = CopyModel {
+            spec,
+            logits: Vec::new(),
+            prompts: HashMap::new(),
+            delay: self.delay,
+            trouble: self.trouble,
+            steps: 0,
+        };
         let mut limits = EngineConfig::new(self.max_model_len, 256);
         limits.max_num_seqs = self.max_num_seqs;
         limits.max_num_batched_tokens = 512;

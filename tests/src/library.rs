@@ -1,0 +1,66 @@
+//! `host` as a library, with the plugins as they are built: shared libraries that cargo made beside the test's executable.
+//!
+//! Plugins are dev-dependencies of this package, so the libraries are there and fresh whichever tests are run.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use host::llm::{DtypeChoice, LlmOptions, ModelSource};
+use host::registry::RegistryOptions;
+
+/// The native plugins.
+pub const PLUGINS: [&str; 3] = ["llama", "gpt2", "helium"];
+
+/// A registry over the native plugins alone. `worker` is `env!("CARGO_BIN_EXE_plugin-worker")`.
+pub fn registry(worker: &str) -> RegistryOptions {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| folder(Path::new(worker)));
+    RegistryOptions {
+        dirs: vec![folder.join("plugins")],
+        implicit_dirs: vec![],
+        worker: worker.into(),
+        cache_dir: Some(folder.join("copies")),
+        ..RegistryOptions::default()
+    }
+}
+
+/// Options for this model and nothing of this machine's: no hub, no plugins of the user's.
+pub fn options(model: ModelSource, worker: &str) -> LlmOptions {
+    let mut options = LlmOptions { model, registry: registry(worker), ..LlmOptions::default() };
+    options.hub.offline = true;
+    options
+}
+
+/// The dtype, as an option.
+pub fn dtype(dtype: host::exec::Dtype) -> DtypeChoice {
+    DtypeChoice::Is(dtype)
+}
+
+/// A lasting folder with copies of the plugins: cargo's own may be writable by others (umask), which the registry refuses.
+fn folder(worker: &Path) -> PathBuf {
+    let built = worker.parent().expect("a program lies in a folder");
+    let folder = built.join("e2e-plugins");
+    let plugins = folder.join("plugins");
+    fs::create_dir_all(&plugins).expect("a folder for plugins");
+    for dir in [&folder, &plugins] {
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("sets the mode");
+    }
+    for name in PLUGINS {
+        let file =
+            format!("{}host_plugin_{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let library = built.join("deps").join(&file);
+        let content = fs::read(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
+        let copy = plugins.join(&file);
+        if fs::read(&copy).is_ok_and(|old| old == content) {
+            continue;
+        }
+        // Renamed into place: other test programs may read it now.
+        let mut new = tempfile::NamedTempFile::new_in(&folder).expect("a file for a plugin");
+        std::io::Write::write_all(&mut new, &content).expect("writes a plugin");
+        fs::set_permissions(new.path(), Permissions::from_mode(0o755)).expect("sets the mode");
+        new.persist(&copy).expect("moves a plugin into place");
+    }
+    folder
+}

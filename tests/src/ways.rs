@@ -1,0 +1,218 @@
+//! One zoo entry through the whole library, from its folder by way of the plugin's shared library to the engine's answers:
+//! on both executors, and in every way in which the engine can come to run the same prompts. The ids are torch's, and
+//! nothing differs between the ways, not even in the last bit of a log-probability.
+
+use std::path::Path;
+
+use host::exec::Dtype;
+use host::llm::{Completion, ExecutorKind, Llm, LlmOptions, ModelSource, SamplingParams};
+
+use crate::library;
+use crate::zoo::{self, Golden, GoldenPrompt};
+
+/// Tokens to generate, as many as the goldens have.
+const TOKENS: usize = 16;
+/// Where the prompts that share a beginning with the prompt of 40 tokens leave it; the first block of 16 is common.
+const COMMON: usize = 24;
+/// KV blocks with which [`crowd`] cannot run without preemption.
+const SCARCE: usize = 5;
+/// Forcing a preemption needs two requests to run at the same time, which is up to the threads of the test too.
+const TRIES: usize = 50;
+
+/// What came of a prompt: per token its id and the bits of the whole vocabulary's log-probabilities, best first.
+#[derive(PartialEq, Clone)]
+struct Answer {
+    ids: Vec<u32>,
+    logprobs: Vec<Vec<(u32, u32)>>,
+}
+
+impl From<&Completion> for Answer {
+    fn from(completion: &Completion) -> Answer {
+        let choice = &completion.choices[0];
+        let bits = |top: &[(u32, f32)]| top.iter().map(|&(id, p)| (id, p.to_bits())).collect();
+        Answer { ids: choice.token_ids.clone(), logprobs: choice.logprobs.iter().map(|t| bits(&t.top)).collect() }
+    }
+}
+
+/// One entry on one executor.
+struct Case<'a> {
+    name: String,
+    golden: &'a Golden,
+    options: LlmOptions,
+}
+
+/// Runs one entry in all ways on both executors. `worker` is `env!("CARGO_BIN_EXE_plugin-worker")`.
+pub fn check(name: &str, worker: &str) {
+    let entry = zoo::entry(name).expect("is in the zoo");
+    let golden = entry.golden().expect("has goldens");
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = entry.materialize(dir.path()).expect("materialises");
+    for executor in [ExecutorKind::Cpu, ExecutorKind::Reference] {
+        let options = LlmOptions { executor, ..options(&folder, worker) };
+        Case { name: format!("{name} ({executor:?})"), golden: &golden, options }.run();
+    }
+}
+
+fn options(folder: &Path, worker: &str) -> LlmOptions {
+    let model = ModelSource::Named(folder.to_str().expect("a path in UTF-8").to_owned());
+    LlmOptions {
+        dtype: library::dtype(Dtype::Float32),
+        threads: Some(1),
+        max_num_seqs: 8,
+        max_num_batched_tokens: 128,
+        max_logprobs: -1,
+        ..library::options(model, worker)
+    }
+}
+
+/// Greedy, with the log-probabilities of the whole vocabulary.
+fn params() -> SamplingParams {
+    SamplingParams {
+        max_tokens: Some(TOKENS),
+        temperature: 0.0,
+        ignore_eos: true,
+        logprobs: Some(-1),
+        ..SamplingParams::default()
+    }
+}
+
+impl Case<'_> {
+    fn run(&self) {
+        let prompts: Vec<&[u32]> = self.golden.prompts.iter().map(|p| p.prompt_ids.as_slice()).collect();
+        let &[one, seven, forty] = prompts.as_slice() else { panic!("{}: not three prompts", self.name) };
+        // As long as the prompt of 40, and longer.
+        let branched = [&forty[..COMMON], &forty[..forty.len() - COMMON]].concat();
+        let longer = [forty, &seven[..5]].concat();
+
+        let roomy = self.load("one at a time", |_| {});
+        let alone: Vec<Answer> = prompts.iter().map(|p| self.generate(&roomy, &[p]).remove(0).0).collect();
+        self.compare_with_torch(&alone);
+        assert_eq!(roomy.engine().stats().prefix_hits, 0, "{}: nothing is cached at first", self.name);
+
+        let together = self.load("all at once", |o| (o.enable_prefix_caching, o.threads) = (false, Some(3)));
+        let mut known: Vec<(&[u32], Answer)> = prompts.iter().copied().zip(alone).collect();
+        self.expect(&together, "all at once", &known, &prompts);
+        for prompt in [&branched, &longer] {
+            known.push((prompt, self.generate(&together, &[prompt]).remove(0).0));
+        }
+        assert_eq!(together.engine().stats().prefix_queries, 0, "{}: prefix caching is off", self.name);
+
+        self.prefix_hits(&roomy, &known, &branched, &longer);
+        let chunked = self.load("chunks of 3", |o| (o.max_num_batched_tokens, o.max_num_seqs) = (3, 3));
+        self.expect(&chunked, "chunks of 3", &known, &prompts);
+        self.preemption(&known, roomy.engine().spec().kv_bytes_per_block, [one, seven, forty]);
+    }
+
+    /// Loads the model with other options.
+    fn load(&self, way: &str, change: impl FnOnce(&mut LlmOptions)) -> Llm {
+        let mut options = self.options.clone();
+        change(&mut options);
+        let llm = Llm::load(&options).unwrap_or_else(|e| panic!("{}, {way}: {e}", self.name));
+        assert_eq!(llm.info().model_impl, "native");
+        llm
+    }
+
+    /// The answers, and how many tokens of each prompt came from the prefix cache.
+    fn generate(&self, llm: &Llm, prompts: &[&[u32]]) -> Vec<(Answer, usize)> {
+        let completions = llm.generate(prompts, params()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let cached = |c: &Completion| c.choices[0].finish.as_ref().expect("is finished").cached_tokens;
+        completions.iter().map(|c| (Answer::from(c), cached(c))).collect()
+    }
+
+    /// Generates for these prompts together and holds the answers to the known ones; returns the tokens from the cache.
+    fn expect(&self, llm: &Llm, way: &str, known: &[(&[u32], Answer)], prompts: &[&[u32]]) -> Vec<usize> {
+        let mut cached = vec![];
+        for (&prompt, (answer, hits)) in prompts.iter().zip(self.generate(llm, prompts)) {
+            let (_, right) = known.iter().find(|(p, _)| *p == prompt).expect("a known prompt");
+            let name = format!("{}, {way}, prompt of {}", self.name, prompt.len());
+            assert_eq!(answer.ids, right.ids, "{name}");
+            assert!(answer == *right, "{name}: log-probabilities differ in some bit");
+            cached.push(hits);
+        }
+        assert_eq!(llm.engine().stats().kv_blocks_used, 0, "{}, {way}: blocks are left", self.name);
+        cached
+    }
+
+    /// The prompts again, and two that begin as the longest does, after it has been computed.
+    fn prefix_hits(&self, llm: &Llm, known: &[(&[u32], Answer)], branched: &[u32], longer: &[u32]) {
+        let goldens: Vec<&[u32]> = self.golden.prompts.iter().map(|p| p.prompt_ids.as_slice()).collect();
+        let again = self.expect(llm, "from the cache", known, &goldens);
+        assert_eq!(again, [0, 0, 32], "{}: tokens from the cache", self.name);
+        assert_eq!(self.expect(llm, "a common beginning", known, &[branched]), [16], "{}", self.name);
+        let more = self.expect(llm, "a longer prompt", known, &[longer]);
+        // Where keys depend on the length of the whole sequence, those of another length are not taken.
+        let by_length = llm.engine().spec().by_length.is_some();
+        assert_eq!(more, [if by_length { 0 } else { 32 }], "{}: tokens from the cache", self.name);
+        assert_eq!(llm.engine().stats().prefix_hits, 48 + more[0] as u64, "{}", self.name);
+    }
+
+    /// A crowd in few blocks. With full attention the prompt of 40 gives way to the one before it (4 blocks at its end,
+    /// and 2); with a window, where blocks are given back early, one of those at the end to the others.
+    fn preemption(&self, known: &[(&[u32], Answer)], block: usize, [one, seven, forty]: [&[u32]; 3]) {
+        let crowd = [seven, forty, one, seven, seven, seven];
+        let scarce = self.load("preemption", |o| {
+            o.kv_cache_memory = Some((SCARCE * block) as u64);
+            o.max_model_len = Some(forty.len() + TOKENS);
+            o.enable_prefix_caching = false;
+        });
+        assert_eq!(scarce.engine().stats().kv_blocks_total, SCARCE, "{}", self.name);
+        for _ in 0..TRIES {
+            self.expect(&scarce, "preemption", known, &crowd);
+            if scarce.engine().stats().preemptions > 0 {
+                return;
+            }
+        }
+        panic!("{}: nothing was preempted", self.name);
+    }
+
+    /// Ids as torch gives them; log-probabilities as they follow from its logits. The reference's own cache changes the ids
+    /// of some entries (dynamic NTK): then either of its lists is right.
+    fn compare_with_torch(&self, answers: &[Answer]) {
+        for (prompt, answer) in self.golden.prompts.iter().zip(answers) {
+            let name = format!("{}, prompt of {}", self.name, prompt.prompt_ids.len());
+            let also = prompt.greedy_ids_no_cache.as_ref().filter(|_| self.golden.cache_matches == Some(false));
+            let ids = &answer.ids;
+            assert!(*ids == prompt.greedy_ids || Some(ids) == also, "{name}: {ids:?}, torch gives {:?}", prompt.greedy_ids);
+            compare_logprobs(&name, prompt, &answer.logprobs[0]);
+        }
+    }
+}
+
+/// Within 1e-3 of the logits' spread.
+fn compare_logprobs(name: &str, prompt: &GoldenPrompt, logprobs: &[(u32, u32)]) {
+    let logits = &prompt.last_logits;
+    let (low, high) = logits.iter().fold((f32::MAX, f32::MIN), |(low, high), &x| (low.min(x), high.max(x)));
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - high).exp()).sum();
+    assert_eq!(logprobs.len(), logits.len(), "{name}: log-probabilities of the whole vocabulary");
+    for &(id, bits) in logprobs {
+        let right = f64::from(logits[id as usize] - high) - sum.ln();
+        let off = (f64::from(f32::from_bits(bits)) - right).abs();
+        assert!(off <= f64::from(1e-3 * (high - low)), "{name}: token {id} is off by {off} of {}", high - low);
+    }
+}
+
+/// A test for every named entry, and one that no entry that a native plugin claims is left out.
+#[macro_export]
+macro_rules! engine_tests {
+    ($($test:ident $name:literal),* $(,)?) => {
+        const WORKER: &str = env!("CARGO_BIN_EXE_plugin-worker");
+        #[test]
+        fn every_entry_that_a_plugin_claims_is_tested() {
+            assert_eq!($crate::ways::claimed(WORKER), [$($name),*]);
+        }
+        $(#[test] fn $test() { $crate::ways::check($name, WORKER); })*
+    };
+}
+
+/// The entries whose `architectures[0]` one of the plugins claims, as they say themselves.
+pub fn claimed(worker: &str) -> Vec<String> {
+    let registry = host::registry::Registry::new(library::registry(worker)).expect("a registry");
+    let found = registry.scan();
+    assert_eq!(found.len(), library::PLUGINS.len());
+    let descriptions: Vec<_> = found.into_iter().map(|f| f.description.expect("describes itself")).collect();
+    let claims = |e: &zoo::Entry| {
+        let config = e.config().expect("has a configuration");
+        config["architectures"][0].as_str().is_some_and(|a| descriptions.iter().any(|d| d.claims(a)))
+    };
+    zoo::entries().into_iter().filter(claims).map(|e| e.name).collect()
+}
