@@ -25,7 +25,7 @@ pub enum HubError {
         source: std::io::Error,
     },
     /// A JSON file of the model is not what it must be.
-    #[error("{}: not valid JSON: {message}", path.display())]
+    #[error("{}: {message}", path.display())]
     Json {
         /// The file.
         path: PathBuf,

@@ -158,8 +158,8 @@ pub(super) fn shards_of_index(path: &Path) -> Result<Vec<String>, HubError> {
 pub(super) fn read_index(path: &Path) -> Result<Vec<(String, String)>, HubError> {
     let wrong = |message: String| HubError::File { file: path.into(), message };
     let text = fs::read(path).map_err(HubError::io(path))?;
-    let index: Value =
-        serde_json::from_slice(&text).map_err(|e| HubError::Json { path: path.into(), message: e.to_string() })?;
+    let index: Value = serde_json::from_slice(&text)
+        .map_err(|e| HubError::Json { path: path.into(), message: format!("not valid JSON: {e}") })?;
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| wrong("\"weight_map\" must be an object of tensor names and file names".into()))?;
     if map.is_empty() {
@@ -185,14 +185,15 @@ pub(super) fn read_index(path: &Path) -> Result<Vec<(String, String)>, HubError>
 /// `{"__float__": "Infinity"}`, as newer versions of transformers write them.
 fn read_config(path: &Path) -> Result<Value, HubError> {
     let wrong = |message: String| HubError::Json { path: path.into(), message };
-    let text = fs::read_to_string(path).map_err(HubError::io(path))?;
+    let bytes = fs::read(path).map_err(HubError::io(path))?;
+    let text = String::from_utf8(bytes).map_err(|e| wrong(format!("not UTF-8 text: {}", e.utf8_error())))?;
     let parsed = serde_json::from_str(&text).or_else(|error| {
         let replaced = name_python_floats(&text);
         if replaced == text { Err(error) } else { serde_json::from_str(&replaced) }
     });
-    let config: Value = parsed.map_err(|e| wrong(e.to_string()))?;
+    let config: Value = parsed.map_err(|e| wrong(format!("not valid JSON: {e}")))?;
     if !config.is_object() {
-        return Err(wrong("config.json must hold an object".into()));
+        return Err(wrong("it must hold a JSON object".into()));
     }
     Ok(config)
 }
@@ -305,7 +306,8 @@ mod tests {
         assert!(error.contains("has no config.json"), "{error}");
 
         let config = dir.path().join("config.json");
-        for (text, part) in [("{\"a\": ", "not valid JSON"), ("[]", "must hold an object"), ("", "not valid JSON")] {
+        for (text, part) in [("{\"a\": ", "not valid JSON"), ("[]", "must hold a JSON object"), ("", "not valid JSON")]
+        {
             fs::write(&config, text).unwrap();
             let error = resolve(name, &options(dir.path())).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("config.json"), "{error}");

@@ -191,13 +191,13 @@ impl Weights {
         }
         let mut parts = Vec::new();
         if !missing.is_empty() {
-            parts.push(format!("{} missing tensors: {}", missing.len(), listed(&missing)));
+            parts.push(format!("missing tensors ({}): {}", missing.len(), listed(&missing)));
         }
         if !wrong.is_empty() {
-            parts.push(format!("{} wrong shapes: {}", wrong.len(), listed(&wrong)));
+            parts.push(format!("wrong shapes ({}): {}", wrong.len(), listed(&wrong)));
         }
         if !unexpected.is_empty() {
-            parts.push(format!("{} tensors that nothing asks for: {}", unexpected.len(), listed(&unexpected)));
+            parts.push(format!("tensors that nothing asks for ({}): {}", unexpected.len(), listed(&unexpected)));
         }
         Err(HubError::Mismatch(parts.join("; ")))
     }
@@ -402,11 +402,11 @@ mod tests {
         assert!(expect(&[("a", &[3]), ("b", &[1, 2])]).unwrap().is_empty());
         assert_eq!(expect(&[("a", &[3])]).unwrap(), ["b"]);
         let error = expect(&[("b", &[2, 1]), ("x", &[1])]).unwrap_err().to_string();
-        assert!(error.contains("1 missing tensors: x;"), "{error}");
+        assert!(error.contains("missing tensors (1): x;"), "{error}");
         assert!(error.contains("b has shape [1, 2] instead of [2, 1]"), "{error}");
         let many: Vec<(String, Vec<usize>)> = (0..25).map(|i| (format!("layer.{i:02}"), vec![1])).collect();
         let error = weights.check(&many).unwrap_err().to_string();
-        assert!(error.contains("25 missing tensors: layer.00") && error.contains("layer.09 and 15 more"), "{error}");
+        assert!(error.contains("missing tensors (25): layer.00") && error.contains("layer.09 and 15 more"), "{error}");
         assert!(!error.contains("layer.10"), "{error}");
     }
 }

@@ -155,6 +155,14 @@ pub enum LoadError {
     /// A setting does not fit the model.
     #[error("{0}")]
     Setting(String),
+    /// One of the above whose message does not say which model it is about.
+    #[error("model {name}: {error}")]
+    Model {
+        /// The model as the user named it.
+        name: String,
+        /// What is wrong.
+        error: Box<LoadError>,
+    },
 }
 
 /// A model that is found, built and checked, but not running: what `host inspect` shows.
@@ -188,13 +196,15 @@ impl Blueprint {
             shape: shape.to_vec(),
         };
         let tensors = checkpoint.weights.describe().map(tensor).collect();
-        let model = registry.build_model(&plugin, &BuildRequest::new(checkpoint.config.clone(), tensors))?;
+        let model = registry
+            .build_model(&plugin, &BuildRequest::new(checkpoint.config.clone(), tensors))
+            .map_err(|e| about(&checkpoint, e))?;
         phase.done("plugin");
         let failed = |error: SpecError| LoadError::Pass { architecture: architecture.clone(), error: Box::new(error) };
         // `build_model` verified that there is a `decode`.
         let decode = model.graphs.get("decode").cloned().unwrap_or_default();
         let graph = graph::optimise(&decode).map_err(failed)?;
-        check_weights(&graph, &checkpoint.weights)?;
+        check_weights(&graph, &checkpoint.weights).map_err(|e| about(&checkpoint, e))?;
         let dtype = match options.dtype {
             DtypeChoice::Is(dtype) => dtype,
             DtypeChoice::Auto => checkpoint.dtype()?,
@@ -222,20 +232,23 @@ impl Blueprint {
         let (max_tokens, max_seqs) = (options.max_num_batched_tokens, options.max_num_seqs);
         let weights = &self.checkpoint.weights;
         Ok(match options.executor {
-            ExecutorKind::Cpu => Box::new(CpuExecutor::new(
-                &self.graph,
-                weights,
-                &CpuOptions {
-                    threads: options.threads,
-                    dtype: self.dtype,
-                    kv_cache_dtype: self.kv_cache_dtype,
-                    max_tokens,
-                    max_seqs,
-                },
-            )?),
+            ExecutorKind::Cpu => Box::new(
+                CpuExecutor::new(
+                    &self.graph,
+                    weights,
+                    &CpuOptions {
+                        threads: options.threads,
+                        dtype: self.dtype,
+                        kv_cache_dtype: self.kv_cache_dtype,
+                        max_tokens,
+                        max_seqs,
+                    },
+                )
+                .map_err(|e| about(&self.checkpoint, e))?,
+            ),
             ExecutorKind::Reference => Box::new(
                 ReferenceExecutor::new(&self.model, &f32_weights(weights), Limits { max_tokens, max_seqs })
-                    .map_err(ExecError::from)?,
+                    .map_err(|e| about(&self.checkpoint, ExecError::from(e)))?,
             ),
         })
     }
@@ -289,6 +302,11 @@ impl Llm {
         let tokenizer = checkpoint.tokenizer.clone().map(Arc::new);
         Ok(Llm::from_parts(engine, tokenizer, info, checkpoint.generation_config.clone()))
     }
+}
+
+/// The error with the model's name.
+fn about(checkpoint: &Checkpoint, error: impl Into<LoadError>) -> LoadError {
+    LoadError::Model { name: checkpoint.name.clone(), error: Box::new(error.into()) }
 }
 
 /// Every weight that the graph reads is in the checkpoint with its shape; others are mentioned.

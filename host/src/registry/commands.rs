@@ -144,6 +144,9 @@ pub fn check(registry: &Registry, file: &Path, config: Option<&Path>, out: &mut 
 
 /// Says if the file would not be found, or would be refused, where it lies.
 fn note_on_place(found: &Found, out: &mut dyn Write) -> io::Result<()> {
+    if !found.path.exists() {
+        return Ok(()); // the error says so
+    }
     let name = found.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     if !search::is_plugin_name(&name) {
         let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);

@@ -19,7 +19,8 @@ fn settings_that_do_not_fit_the_model() {
     };
     serve(&["--max-model-len", "5000"]).fails(&["--max-model-len is 5000", "made for 1024 tokens"]);
     serve(&["--kv-cache-memory", "1KiB"]).fails(&["--kv-cache-memory is 1024 bytes", "one block", "at least"]);
-    serve(&["--kv-cache-memory", "1MiB", "--max-model-len", "1024"]).fails(&["--max-model-len is 1024", "--kv-cache-memory"]);
+    serve(&["--kv-cache-memory", "1MiB", "--max-model-len", "1024"])
+        .fails(&["--max-model-len is 1024", "--kv-cache-memory"]);
     serve(&["--kv-cache-memory", "1000TiB"]).fails(&["KV cache", "not enough memory"]);
     serve(&["--plugins-dir", "/nowhere"]).fails(&["--plugins-dir /nowhere", "No such file"]);
     serve(&["--chat-template", "gone.jinja"]).fails(&["--chat-template gone.jinja", "No such file"]);

@@ -92,6 +92,49 @@ pub fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
+/// A plugin that was built with a root module of another layout: a copy of the ABI crate with one more field. The package is called
+/// `name`, so that test programs that run at once are not in each other's way.
+pub fn other_layout(name: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let root = workspace();
+    let lock = std::fs::read(root.join("Cargo.lock")).unwrap();
+    let write = |path: &str, text: &str| {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let package = |name: &str, version: &str| {
+        format!("[package]\nname = \"{name}\"\nversion = \"{version}\"\nedition = \"2024\"\n")
+    };
+    let abi_source = std::fs::read_to_string(root.join("plugin-api/abi/src/lib.rs")).unwrap();
+    let field = "    pub build: extern";
+    assert!(abi_source.contains(field));
+    write(
+        "abi/src/lib.rs",
+        &abi_source.replace(field, &format!("    /// One more.\n    pub abort: extern \"C\" fn(),\n{field}")),
+    );
+    write("abi/src/layout.golden", "");
+    let abi_stable = "[dependencies]\nabi_stable = { version = \"0.11\", default-features = false }\n";
+    write("abi/Cargo.toml", &format!("{}{abi_stable}", package("host-plugin-abi", "1.0.0")));
+    let plugin = std::fs::read_to_string(root.join("tests/fixtures/raw-plugin/src/lib.rs")).unwrap();
+    let module = "RootModule { describe, build, query }";
+    assert!(plugin.contains(module));
+    write(
+        "src/lib.rs",
+        &(plugin.replace(module, "RootModule { describe, abort: stop, build, query }") + "extern \"C\" fn stop() {}\n"),
+    );
+    write(
+        "Cargo.toml",
+        &format!(
+            "{}[lib]\ncrate-type = [\"cdylib\"]\n[dependencies]\nhost-plugin-abi = {{ path = \"abi\" }}\nserde_json = \"1\"\n[workspace]\n",
+            package(name, "0.1.0")
+        ),
+    );
+    std::fs::write(dir.path().join("Cargo.lock"), lock).unwrap();
+    cargo(dir.path(), &["build"]).unwrap();
+    std::fs::read(library(name)).unwrap()
+}
+
 /// Process ids of this machine.
 pub fn processes() -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();

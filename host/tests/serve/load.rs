@@ -75,6 +75,10 @@ fn a_thousand_requests_are_answered_as_if_alone_and_leavers_leave_nothing() {
         }
     });
     server.wait_until_idle(Duration::from_secs(5));
+    let ended = |reason: &str| server.metric_of("vllm:request_success_total", &format!("finished_reason=\"{reason}\""));
+    // Nobody reads 400 tokens; those who left before their request was read are not counted.
+    assert!((150.0..=200.0).contains(&ended("abort")), "{}", ended("abort"));
+    assert_eq!((ended("length"), ended("error")), (1040.0, 0.0));
     assert_eq!(server.complete(&requests[3]), alone[3]);
     assert!(!server.log().contains("ERROR") && !server.log().contains("panicked"), "{}", server.log());
 }

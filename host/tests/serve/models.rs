@@ -28,10 +28,7 @@ impl Folder {
                 let value = if shape.len() == 1 { 1.0 } else { ((i * 37 + begin) % 101) as f32 / 101.0 - 0.5 };
                 body.extend(value.to_le_bytes());
             }
-            header.insert(
-                (*name).into(),
-                json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, body.len()]}),
-            );
+            header.insert((*name).into(), json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, body.len()]}));
         }
         let folder = Folder { dir };
         folder.put("config.json", config.to_string());

@@ -18,14 +18,15 @@ fn model(place: &Place, architecture: &str, order: &str) -> Folder {
 #[test]
 fn bad_plugins_beside_a_good_one_cost_a_line_each() {
     let place = Place::new();
-    let files: [(&str, Vec<u8>, &str); 7] = [
+    let files: [(&str, Vec<u8>, &str); 8] = [
         ("a_crash", build::bad("describe:segfault"), "crashed with SIGSEGV"),
         ("b_panic", build::bad("describe:panic"), "panicked while describing itself"),
         ("c_hang", build::bad("describe:hang"), "did not finish describing itself within 3.0 s"),
         ("d_memory", build::bad("describe:allocate"), "ran out of memory while describing itself"),
         ("e_future", build::bad("ir:2.0"), "speaks graph IR 2.0"),
         ("f_rubbish", build::raw("rubbish"), "answered rubbish while describing itself"),
-        ("g_text", b"hello".to_vec(), "is not a shared library"),
+        ("g_layout", build::other_layout("host_plugin_layout_served"), "was built against another plugin ABI"),
+        ("h_text", b"hello".to_vec(), "is not a shared library"),
     ];
     for (name, bytes, _) in &files {
         place.put_plugin(name, bytes);
@@ -61,10 +62,21 @@ fn a_plugin_that_fails_to_build_is_one_line() {
     ] {
         let folder = model(&place, "BadForCausalLM", order);
         let output = place.run(&[
-            "serve", folder.arg(), "--port", "0", "--skip-tokenizer-init", "--log-level", "error",
-            "--model-impl", "bad", "--plugin-timeout", "3", "--plugin-memory", "256MiB",
+            "serve",
+            folder.arg(),
+            "--port",
+            "0",
+            "--skip-tokenizer-init",
+            "--log-level",
+            "error",
+            "--model-impl",
+            "bad",
+            "--plugin-timeout",
+            "3",
+            "--plugin-memory",
+            "256MiB",
         ]);
-        output.fails(&["plugin `bad`", "libhost_plugin_bad", words]);
+        output.fails(&[folder.arg(), "plugin `bad`", "libhost_plugin_bad", words]);
         assert!(output.took < Duration::from_secs(8), "{order} took {:?}", output.took);
     }
     let folder = model(&place, "RawForCausalLM", "rubbish");
@@ -123,10 +135,8 @@ fn a_new_plugin_serves_a_model_without_rebuilding_the_host() {
     let (vocab, hidden, inner) = (size("vocab_size"), size("hidden_size"), size("intermediate_size"));
     let (heads, kv_heads) = (size("num_attention_heads"), size("num_key_value_heads"));
     let kv = hidden / heads * kv_heads;
-    let mut tensors: Vec<(String, Vec<usize>)> = vec![
-        ("model.embed_tokens.weight".into(), vec![vocab, hidden]),
-        ("model.norm.weight".into(), vec![hidden]),
-    ];
+    let mut tensors: Vec<(String, Vec<usize>)> =
+        vec![("model.embed_tokens.weight".into(), vec![vocab, hidden]), ("model.norm.weight".into(), vec![hidden])];
     if config["tie_word_embeddings"] != json!(true) {
         tensors.push(("lm_head.weight".into(), vec![vocab, hidden]));
     }
@@ -150,14 +160,28 @@ fn a_new_plugin_serves_a_model_without_rebuilding_the_host() {
     let server = place.serve(&[folder.arg(), "--plugins-dir", arg(&dropped), "--dtype", "float32"]);
     let models = server.get("/v1/models").json();
     assert_eq!(models["data"][0]["host"]["plugin"], "served");
-    let body = json!({"prompt": [1, 2, 3], "max_tokens": 5, "temperature": 0, "return_token_ids": true, "ignore_eos": true});
+    let body =
+        json!({"prompt": [1, 2, 3], "max_tokens": 5, "temperature": 0, "return_token_ids": true, "ignore_eos": true});
     let answer = server.ok("/v1/completions", &body);
     let by_plan = answer["choices"][0]["token_ids"].clone();
     assert_eq!(by_plan.as_array().map(Vec::len), Some(5), "{answer}");
     // The oracle reads the same graph the same way.
     let oracle = place.run(&[
-        "generate", folder.arg(), "--plugins-dir", arg(&dropped), "--skip-tokenizer-init", "--executor", "reference",
-        "--prompt-token-ids", "1,2,3", "--max-tokens", "5", "--temperature", "0", "--ignore-eos", "--json",
+        "generate",
+        folder.arg(),
+        "--plugins-dir",
+        arg(&dropped),
+        "--skip-tokenizer-init",
+        "--executor",
+        "reference",
+        "--prompt-token-ids",
+        "1,2,3",
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "0",
+        "--ignore-eos",
+        "--json",
     ]);
     let oracle: Value = serde_json::from_str(oracle.good()).unwrap();
     assert_eq!(oracle["token_ids"], by_plan);

@@ -220,10 +220,17 @@ impl Server {
     }
 
     /// A sample of the metrics.
+    #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
+        self.metric_of(name, "")
+    }
+
+    /// The sample with this among its labels.
+    #[track_caller]
+    pub fn metric_of(&self, name: &str, label: &str) -> f64 {
         let text = self.get("/metrics").text();
-        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) && line.contains(label));
+        line.unwrap_or_else(|| panic!("no {name} with {label} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     /// Waits until nothing runs, nothing waits, and no block is in use.

@@ -24,9 +24,9 @@ fn stream(server: &Server, max_tokens: usize) -> TcpStream {
 fn sigterm_lets_streams_finish() {
     let place = Place::new();
     let mut server = place.serve(&[]);
-    let streams: Vec<TcpStream> = (0..4).map(|_| stream(&server, 300)).collect();
+    let streams: Vec<TcpStream> = (0..4).map(|_| stream(&server, 1000)).collect();
     server.signal(Signal::TERM);
-    server.wait_for("shutting down");
+    server.wait_for("shutting down: finishing what runs connections=4");
     assert!(TcpStream::connect(server.address()).is_err(), "a new connection was accepted");
     for stream in streams {
         let text = http::read(stream).text();
