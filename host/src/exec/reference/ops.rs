@@ -340,12 +340,16 @@ fn slice(x: &Array, axis: usize, start: usize, end: usize, stride: usize) -> OpR
     if start > end || end > n {
         return Err(OpError(format!("slice {start}..{end} is not within 0..{n} of axis {axis}")));
     }
-    if stride == 1 || start == end {
+    let mut shape = x.dims().to_vec();
+    shape[axis] = (end - start).div_ceil(stride);
+    if shape.contains(&0) {
+        // A view would start beyond the end of the data that it has none of, and candle panics on that.
+        return Ok(Array::zeros(shape, x.dtype(), &Device::Cpu)?);
+    }
+    if stride == 1 {
         return Ok(x.narrow(axis, start, end - start)?);
     }
     let index: Vec<i64> = (start..end).step_by(stride).map(|i| i as i64).collect();
-    let mut shape = x.dims().to_vec();
-    shape[axis] = index.len();
     take(x, axis, &index, &shape)
 }
 

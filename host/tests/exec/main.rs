@@ -1,0 +1,9 @@
+//! Passes, plans and kernels against the reference: whatever `graph` and `exec::cpu` make of a graph must mean
+//! what the definitions say. Nothing here needs a model or a plugin.
+
+mod hostile;
+mod kernels;
+mod passes;
+mod plans;
+mod random;
+mod support;
