@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::load::{LlmOptions, LoadError, ModelSource};
+use super::settings::{LlmOptions, LoadError, ModelSource};
 use crate::exec::Dtype;
 use crate::hub::{self, Weights};
 use crate::text::{GenerationConfig, Tokenizer};

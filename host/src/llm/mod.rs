@@ -36,6 +36,7 @@ mod checkpoint;
 mod load;
 mod options;
 mod output;
+mod settings;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -46,11 +47,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
-pub use load::{Blueprint, DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
+pub use load::Blueprint;
 /// [`RequestParams`] by the name that vLLM has for it.
 pub use options::RequestParams as SamplingParams;
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 pub use output::{Finish, Generation, Output, StopReason};
+pub use settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
 
 use output::{Choice, ChoiceSetup};
 

@@ -151,8 +151,7 @@ impl Grower {
     /// Of the type of x: another value, or x again.
     fn like(&mut self, x: Value) -> Value {
         let ty = self.b.ty(x);
-        let same: Vec<Value> =
-            self.tokens.iter().chain(&self.rows).copied().filter(|&v| self.b.ty(v) == ty).collect();
+        let same: Vec<Value> = self.tokens.iter().chain(&self.rows).copied().filter(|&v| self.b.ty(v) == ty).collect();
         *self.r.pick(&same)
     }
 
@@ -440,7 +439,9 @@ impl Grower {
             _ => {
                 let two = Dim::from(2usize);
                 let twice = self.b.concat(0, &[x, x]);
-                let twice = self.b.op(Op::Slice { axis: 0, start: Dim::T(), end: Dim::T().mul(&two).unwrap(), step: 1 }, &[twice]);
+                let twice = self
+                    .b
+                    .op(Op::Slice { axis: 0, start: Dim::T(), end: Dim::T().mul(&two).unwrap(), step: 1 }, &[twice]);
                 self.b.op(Op::Tanh, &[twice])
             }
         }
@@ -479,7 +480,11 @@ fn check_passes(seed: u64, graph: &Graph) {
     }
     let optimised = optimise(graph).unwrap();
     compare(&format!("seed {seed}, all passes"), &optimised);
-    assert_eq!(optimise(&optimised).unwrap().to_text(), optimised.to_text(), "seed {seed}: optimising twice changes more");
+    assert_eq!(
+        optimise(&optimised).unwrap().to_text(),
+        optimised.to_text(),
+        "seed {seed}: optimising twice changes more"
+    );
 }
 
 #[test]
@@ -499,9 +504,30 @@ fn generated_graphs_cover_the_ops() {
         }
     }
     for op in [
-        "linear", "embedding", "rms_norm", "layer_norm", "rope", "attention", "activation", "gated", "softmax",
-        "select_outputs", "reshape", "permute", "slice", "concat", "select", "cast", "take", "gather", "cumsum",
-        "iota", "matmul", "sum", "argsort", "top_k",
+        "linear",
+        "embedding",
+        "rms_norm",
+        "layer_norm",
+        "rope",
+        "attention",
+        "activation",
+        "gated",
+        "softmax",
+        "select_outputs",
+        "reshape",
+        "permute",
+        "slice",
+        "concat",
+        "select",
+        "cast",
+        "take",
+        "gather",
+        "cumsum",
+        "iota",
+        "matmul",
+        "sum",
+        "argsort",
+        "top_k",
     ] {
         assert!(counts.get(op).copied().unwrap_or(0) >= 10, "{op}: {:?}", counts.get(op));
     }

@@ -200,7 +200,10 @@ pub fn check_executor(
             }
             Some(first) => {
                 for (a, b) in first.iter().flatten().zip(got.iter().flatten()) {
-                    assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "{what}: {way:?} gives {b}, not {a}");
+                    assert!(
+                        a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()),
+                        "{what}: {way:?} gives {b}, not {a}"
+                    );
                 }
             }
         }

@@ -112,7 +112,8 @@ impl CpuExecutor {
         };
         let widest = plan.calls.iter().filter_map(|c| if let Call::Linear { x, .. } = c { Some(x.cols) } else { None });
         let mut maps = elementwise::Maps::default();
-        let elementwise = plan.calls.iter().map(|c| prepare_elementwise(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
+        let elementwise =
+            plan.calls.iter().map(|c| prepare_elementwise(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
         let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
         Ok(CpuExecutor {
             elementwise,

@@ -1,0 +1,157 @@
+//! What can be chosen about a model, and why it may not load. Plain data; `load` and `checkpoint` act on it.
+
+use plugin_api::SpecError;
+
+use crate::engine::EngineError;
+use crate::exec::{Dtype, ExecError};
+use crate::hub::{HubError, HubOptions};
+use crate::registry::{ModelImpl, PluginError, RegistryError, RegistryOptions, SelectError};
+use crate::text::TextError;
+
+/// Which model to load.
+#[derive(Debug, Clone, Default)]
+pub enum ModelSource {
+    /// The small chat model inside the program.
+    #[default]
+    Demo,
+    /// A folder, or a name on the hub.
+    Named(String),
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// What the configuration says, or else what most of the weights are stored in.
+    #[default]
+    Auto,
+    /// This one.
+    Is(Dtype),
+}
+
+/// `--executor`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExecutorKind {
+    /// Kernels on the CPU.
+    #[default]
+    Cpu,
+    /// Op by op, slow: the oracle.
+    Reference,
+}
+
+/// Everything that can be chosen about a model. `Default` serves the demo model.
+#[derive(Debug, Clone)]
+pub struct LlmOptions {
+    /// The model.
+    pub model: ModelSource,
+    /// Names that it answers to; none: its own.
+    pub served_names: Vec<String>,
+    /// Where models are looked for.
+    pub hub: HubOptions,
+    /// Where plugins are looked for, and their limits.
+    pub registry: RegistryOptions,
+    /// Which plugin.
+    pub model_impl: ModelImpl,
+    /// Arithmetic of matrix products.
+    pub dtype: DtypeChoice,
+    /// Element type of the KV cache; `Auto`: f32 with `Float32`, else bf16.
+    pub kv_cache_dtype: DtypeChoice,
+    /// What runs the graph.
+    pub executor: ExecutorKind,
+    /// Threads of the CPU executor; `None`: one a core.
+    pub threads: Option<usize>,
+    /// The most tokens of prompt and output; `None`: what the model was made for.
+    pub max_model_len: Option<usize>,
+    /// The most sequences in a step.
+    pub max_num_seqs: usize,
+    /// The most tokens in a step.
+    pub max_num_batched_tokens: usize,
+    /// The most requests that wait.
+    pub max_waiting: usize,
+    /// Reuse the keys and values of common beginnings.
+    pub enable_prefix_caching: bool,
+    /// Bytes of the KV cache; `None`: from free memory.
+    pub kv_cache_memory: Option<u64>,
+    /// Load no tokenizer: prompts are token ids.
+    pub skip_tokenizer_init: bool,
+    /// Chat template to use instead of the model's own.
+    pub chat_template: Option<String>,
+    /// The most logprobs that a request may ask for; -1: no limit.
+    pub max_logprobs: i64,
+}
+
+impl Default for LlmOptions {
+    fn default() -> Self {
+        Self {
+            model: ModelSource::Demo,
+            served_names: vec![],
+            hub: HubOptions::from_env(),
+            registry: RegistryOptions::default(),
+            model_impl: ModelImpl::Auto,
+            dtype: DtypeChoice::Auto,
+            kv_cache_dtype: DtypeChoice::Auto,
+            executor: ExecutorKind::Cpu,
+            threads: None,
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 2048,
+            max_waiting: 1024,
+            enable_prefix_caching: true,
+            kv_cache_memory: None,
+            skip_tokenizer_init: false,
+            chat_template: None,
+            max_logprobs: 20,
+        }
+    }
+}
+
+impl LlmOptions {
+    /// This model, a folder or a name on the hub, with the defaults for everything else.
+    pub fn new(model: impl Into<String>) -> Self {
+        Self { model: ModelSource::Named(model.into()), ..Self::default() }
+    }
+}
+
+/// Why a model was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its files.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// Its tokenizer, template or generation settings.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The plugin folders.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// No plugin for it.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// The plugin failed.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// A pass broke the graph: a defect of `host`.
+    #[error("optimising the graph of {architecture} failed: {error}")]
+    Pass {
+        /// The model's class.
+        architecture: String,
+        /// What is wrong.
+        error: Box<SpecError>,
+    },
+    /// The executor.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A setting does not fit the model.
+    #[error("{0}")]
+    Setting(String),
+    /// One of the above whose message does not say which model it is about.
+    #[error("model {name}: {error}")]
+    Model {
+        /// The model as the user named it.
+        name: String,
+        /// What is wrong.
+        error: Box<LoadError>,
+    },
+}
