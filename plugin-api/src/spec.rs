@@ -225,7 +225,9 @@ fn leaf(op: &Op) -> Result<Type, String> {
         Op::Input { .. } | Op::ContextLength { .. } => Ok(Type::new(DType::I64, [Dim::T()])),
         Op::Weight { name, shape } => {
             ensure(!name.is_empty(), || "a weight needs a name".into())?;
-            ensure(name.len() <= MAX_NAME, || format!("a weight's name has {} bytes, the limit is {MAX_NAME}", name.len()))?;
+            ensure(name.len() <= MAX_NAME, || {
+                format!("a weight's name has {} bytes, the limit is {MAX_NAME}", name.len())
+            })?;
             ensure(shape.len() <= MAX_RANK, || format!("has {} dimensions, the limit is {MAX_RANK}", shape.len()))?;
             Ok(Type::new(DType::Float, shape.iter().copied().collect::<Shape>()))
         }

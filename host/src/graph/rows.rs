@@ -67,9 +67,7 @@ pub fn rowwise(graph: &Graph, node: &Node) -> bool {
         Matmul => inputs.iter().all(|ty| fixed(ty) || aligned(ty)),
         Broadcast { .. } => inputs.iter().all(|ty| fixed(ty) || aligned(ty)),
         Take { axis: 0 } => fixed(inputs[0]) && per_token(inputs[1]),
-        Gather { axis } | Scatter { axis } | ScatterAdd { axis } => {
-            *axis >= 1 && inputs.iter().all(|ty| per_token(ty))
-        }
+        Gather { axis } | Scatter { axis } | ScatterAdd { axis } => *axis >= 1 && inputs.iter().all(|ty| per_token(ty)),
         Rope { .. } => true,
         Reshape { .. } => first_has_rows(1),
         Permute { axes } => axes.first() == Some(&0),

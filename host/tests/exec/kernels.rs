@@ -210,7 +210,7 @@ fn check(what: &str, graph: &Graph, wanted: Option<&str>) -> Vec<String> {
     let seqs: Vec<Vec<u32>> = [37, 1, 3].iter().map(|&n| r.tokens(n, VOCABULARY)).collect();
     for (i, (stored, dtype, kv, tolerance)) in settings().into_iter().enumerate() {
         let weights = checkpoint(graph, i as u64, stored);
-        // What rounding does before a comparison or a sort is not a matter of tolerance.
+        // Optimised graphs differ in their calls, not in their arithmetic: two settings do.
         if i > 1 && wanted.is_none() {
             continue;
         }
@@ -279,23 +279,82 @@ fn graphs_that_cannot_be_batched_are_refused() {
     };
     type Make<'a> = Box<dyn Fn(&mut Case) -> Value + 'a>;
     let cases: [(&str, Make<'_>); 9] = [
-        ("sum", Box::new(|c| { let x = c.x(&[4]); let s = c.op(Op::Sum { axis: 0, keep: true }, &[x]); c.b.add(x, s) })),
-        ("cumsum", Box::new(|c| { let x = c.x(&[4]); c.op(Op::Cumsum { axis: 0 }, &[x]) })),
-        ("iota", Box::new(|c| { let i = c.b.iota(Dim::T()); c.shaped(i, &[1]) })),
-        ("permute", Box::new(|c| { let x = c.x(&[4]); let t = c.b.permute(x, [1, 0]); let s = c.b.matmul(x, t); c.b.matmul(s, x) })),
-        ("permute", Box::new(|c| {
-            // Attention without its composite.
-            let x = c.x(&[4]);
-            let t = c.b.permute(x, [1, 0]);
-            let s = c.b.matmul(x, t);
-            let p = c.op(Op::Softmax, &[s]);
-            c.b.matmul(p, x)
-        })),
-        ("linear", Box::new(|c| { let x = c.x(&[4]); let y = c.b.linear(x, x); let y = c.op(Op::Sum { axis: 1, keep: true }, &[y]); c.b.add(x, y) })),
+        (
+            "sum",
+            Box::new(|c| {
+                let x = c.x(&[4]);
+                let s = c.op(Op::Sum { axis: 0, keep: true }, &[x]);
+                c.b.add(x, s)
+            }),
+        ),
+        (
+            "cumsum",
+            Box::new(|c| {
+                let x = c.x(&[4]);
+                c.op(Op::Cumsum { axis: 0 }, &[x])
+            }),
+        ),
+        (
+            "iota",
+            Box::new(|c| {
+                let i = c.b.iota(Dim::T());
+                c.shaped(i, &[1])
+            }),
+        ),
+        (
+            "permute",
+            Box::new(|c| {
+                let x = c.x(&[4]);
+                let t = c.b.permute(x, [1, 0]);
+                let s = c.b.matmul(x, t);
+                c.b.matmul(s, x)
+            }),
+        ),
+        (
+            "permute",
+            Box::new(|c| {
+                // Attention without its composite.
+                let x = c.x(&[4]);
+                let t = c.b.permute(x, [1, 0]);
+                let s = c.b.matmul(x, t);
+                let p = c.op(Op::Softmax, &[s]);
+                c.b.matmul(p, x)
+            }),
+        ),
+        (
+            "linear",
+            Box::new(|c| {
+                let x = c.x(&[4]);
+                let y = c.b.linear(x, x);
+                let y = c.op(Op::Sum { axis: 1, keep: true }, &[y]);
+                c.b.add(x, y)
+            }),
+        ),
         // A part of constant size whose place depends on how many tokens there are.
-        ("slice", Box::new(|c| { let w = c.w(&[60, 4]); let y = c.op(slice("T-1", "T", 0), &[w]); let x = c.x(&[4]); c.b.add(x, y) })),
-        ("slice", Box::new(|c| { let x = c.x(&[60]); c.op(slice("T-1", "T", 1), &[x]) })),
-        ("slice", Box::new(|c| { let x = c.x(&[4]); let y = c.op(slice("T-1", "T", 0), &[x]); c.b.add(x, y) })),
+        (
+            "slice",
+            Box::new(|c| {
+                let w = c.w(&[60, 4]);
+                let y = c.op(slice("T-1", "T", 0), &[w]);
+                let x = c.x(&[4]);
+                c.b.add(x, y)
+            }),
+        ),
+        (
+            "slice",
+            Box::new(|c| {
+                let x = c.x(&[60]);
+                c.op(slice("T-1", "T", 1), &[x])
+            }),
+        ),
+        (
+            "slice",
+            Box::new(|c| {
+                let x = c.x(&[4]);
+                let y = c.op(slice("T-1", "T", 0), &[x]);
+                c.b.add(x, y)
+            }),
+        ),
     ];
     for (i, (op, make)) in cases.iter().enumerate() {
         for g in [graph(make), optimise(&graph(make)).unwrap()] {

@@ -144,7 +144,6 @@ pub(super) fn static_nodes(graph: &Graph) -> Vec<bool> {
     out
 }
 
-
 /// Whether the op means the same in every step: a slice from T - 4 to T does not, though its size is constant.
 fn bounds_fixed(op: &Op) -> bool {
     match op {

@@ -236,7 +236,9 @@ impl<'a> Fold<'a> {
             [("be in memory at once", live, self.max_live), ("have to be computed", self.work, self.max_work)]
         {
             if value > limit {
-                let reason = format!("{value} elements of constants would {what} for it, the limit is {limit} for this checkpoint");
+                let reason = format!(
+                    "{value} elements of constants would {what} for it, the limit is {limit} for this checkpoint"
+                );
                 return Err(self.failed(i, &reason));
             }
         }
