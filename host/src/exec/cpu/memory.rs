@@ -97,7 +97,7 @@ mod tests {
         new(&mut below, &mut views);
         for _ in 0..5 + below(60) {
             // Mostly recent values, so that the others die.
-            let mut read = |below: &mut dyn FnMut(usize) -> usize| views[views.len() - 1 - below(views.len().min(6))];
+            let read = |below: &mut dyn FnMut(usize) -> usize| views[views.len() - 1 - below(views.len().min(6))];
             let (a, b) = (read(&mut below), read(&mut below));
             if below(4) == 0 {
                 calls.push(Call::Linear { x: a, segments: vec![], epilogue: Epilogue::Accumulate, out: b });
