@@ -197,7 +197,12 @@ impl CpuExecutor {
                     cos: dense(&cos),
                     sin: dense(&sin),
                 };
-                Ok(if x == out { cpu::rope(cpu, rows, &rope)? } else { cpu::rope_to(cpu, arena.f32(x)?, &rope, rows)? })
+                if x == out {
+                    cpu::rope(cpu, rows, &rope)?
+                } else {
+                    cpu::rope_to(cpu, arena.f32(x)?, &rope, rows)?
+                }
+                Ok(())
             }),
             Call::WriteKv { state, k, v } => {
                 let layer = &mut self.cache[*state];
