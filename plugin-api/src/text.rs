@@ -16,6 +16,9 @@ use crate::{IR_MAJOR, IR_MINOR};
 /// Longest text that is read, in bytes.
 const MAX_BYTES: usize = 256 << 20;
 
+/// Most types of inputs that an error lists.
+const MAX_SHOWN: usize = 16;
+
 /// Why a text is not a model.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ParseError {
@@ -198,9 +201,12 @@ fn read_node(content: &str, graph: &mut Graph, line: usize, (major, minor): (u32
         inputs.split_whitespace().map(|w| read_value(w, graph)).collect::<Result<Vec<_>, _>>().map_err(fail)?;
     let types: Vec<&Type> = inputs.iter().map(|&v| graph.ty(v)).collect();
     let inferred = spec::infer(&op, &types).map_err(|m| {
-        let types = types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let mut shown = types.iter().take(MAX_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if types.len() > MAX_SHOWN {
+            shown.push_str(", …");
+        }
         fail(format!(
-            "node {number}{} = {} of ({types}): {m}",
+            "node {number}{} = {} of ({shown}): {m}",
             if name.is_empty() { String::new() } else { format!(" ({name})") },
             op.name()
         ))

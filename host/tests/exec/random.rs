@@ -7,11 +7,11 @@ use host::exec::Dtype;
 use host::exec::cpu::{LowerError, plan};
 use host::exec::reference::Inputs;
 use host::graph::{PASSES, optimise};
-use plugin_api::{Activation, AttentionOptions, Builder, ConstData, DType, Dim, Graph, Op, Value, spec};
+use plugin_api::{Activation, AttentionOptions, Builder, DType, Dim, Graph, Op, Value, spec};
 
 use super::support::*;
 
-pub const VOCABULARY: usize = 9;
+pub(super) const VOCABULARY: usize = 9;
 const ACTIVATIONS: [Activation; 9] = [
     Activation::Silu,
     Activation::Gelu,
@@ -38,7 +38,7 @@ struct Grower {
 }
 
 /// The graph of a seed. With `mixes`, it may hold ops that no batch of sequences can be laid end to end for.
-pub fn graph(seed: u64, mixes: bool) -> Graph {
+pub(super) fn graph(seed: u64, mixes: bool) -> Graph {
     let mut g = Grower {
         b: Builder::new(),
         r: Random(seed.wrapping_mul(0x1234_5678_9ABC_DEF1)),
@@ -560,10 +560,8 @@ fn the_cpu_executor_computes_random_graphs_as_the_reference_does() {
     assert!((5..50).contains(&refused), "{refused} of the 50 graphs that may mix tokens were refused");
 }
 
-/// So that constants of every type appear in goldens of failing seeds.
 #[test]
 fn the_generator_is_deterministic() {
     assert_eq!(graph(7, true).to_text(), graph(7, true).to_text());
     assert_ne!(graph(7, true).to_text(), graph(8, true).to_text());
-    assert!(matches!(ConstData::I64(vec![]), ConstData::I64(_)));
 }

@@ -10,38 +10,38 @@ use host::hub::Weights;
 use plugin_api::{ConstData, Graph};
 
 /// Numbers that are the same in every run (splitmix64).
-pub struct Random(pub u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    pub fn bits(&mut self) -> u64 {
+    pub(super) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         (self.bits() % n as u64) as usize
     }
 
-    pub fn float(&mut self) -> f32 {
+    pub(super) fn float(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     }
 
     /// True in one of `n` cases.
-    pub fn one_in(&mut self, n: usize) -> bool {
+    pub(super) fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    pub fn pick<'a, E>(&mut self, from: &'a [E]) -> &'a E {
+    pub(super) fn pick<'a, E>(&mut self, from: &'a [E]) -> &'a E {
         &from[self.below(from.len())]
     }
 
-    pub fn tokens(&mut self, n: usize, vocabulary: usize) -> Vec<u32> {
+    pub(super) fn tokens(&mut self, n: usize, vocabulary: usize) -> Vec<u32> {
         (0..n).map(|_| self.below(vocabulary) as u32).collect()
     }
 
-    pub fn shuffled(&mut self, n: usize) -> Vec<u32> {
+    pub(super) fn shuffled(&mut self, n: usize) -> Vec<u32> {
         let mut out: Vec<u32> = (0..n as u32).collect();
         (1..n).for_each(|i| out.swap(i, self.below(i + 1)));
         out
@@ -50,7 +50,7 @@ impl Random {
 
 /// How a checkpoint stores its tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Stored {
+pub(super) enum Stored {
     F32,
     Bf16,
     F16,
@@ -59,7 +59,7 @@ pub enum Stored {
 }
 
 /// A checkpoint with random values for every weight that the graph reads.
-pub fn checkpoint(graph: &Graph, seed: u64, stored: Stored) -> Weights {
+pub(super) fn checkpoint(graph: &Graph, seed: u64, stored: Stored) -> Weights {
     let mut random = Random(seed);
     let mut header = serde_json::Map::new();
     let mut data: Vec<u8> = vec![];
@@ -105,35 +105,40 @@ fn weights_of(header: serde_json::Map<String, serde_json::Value>, data: &[u8]) -
 }
 
 /// All outputs by the reference.
-pub fn evaluate(graph: &Graph, weights: &Weights, inputs: &Inputs) -> Result<Vec<(String, Tensor)>, EvalError> {
+pub(super) fn evaluate(graph: &Graph, weights: &Weights, inputs: &Inputs) -> Result<Vec<(String, Tensor)>, EvalError> {
     reference::eval(graph, inputs, &reference::checkpoint(weights))
 }
 
 /// The logits of every position of a sequence, by the reference.
-pub fn by_reference(graph: &Graph, weights: &Weights, tokens: &[u32]) -> Vec<f32> {
+pub(super) fn by_reference(graph: &Graph, weights: &Weights, tokens: &[u32]) -> Vec<f32> {
     let rows: Vec<usize> = (0..tokens.len()).collect();
     let out = evaluate(graph, weights, &Inputs::prompt(tokens, &rows)).unwrap();
     let (_, logits) = out.into_iter().find(|(name, _)| name == "logits").unwrap();
     logits.as_f32().unwrap().to_vec()
 }
 
-pub fn options(dtype: Dtype, kv_cache_dtype: Dtype) -> CpuOptions {
+pub(super) fn options(dtype: Dtype, kv_cache_dtype: Dtype) -> CpuOptions {
     CpuOptions { threads: Some(2), dtype, kv_cache_dtype, max_tokens: 64, max_seqs: 8 }
 }
 
 /// How sequences are cut into steps.
 #[derive(Debug, Clone, Copy)]
-pub enum Way {
+pub(super) enum Way {
     Alone,
     Together,
     /// At most so many tokens of a sequence in a step; sequence i enters at step i.
     Chunks(usize),
 }
 
-pub const WAYS: [Way; 4] = [Way::Alone, Way::Together, Way::Chunks(1), Way::Chunks(3)];
+pub(super) const WAYS: [Way; 4] = [Way::Alone, Way::Together, Way::Chunks(1), Way::Chunks(3)];
 
 /// The logits of every position of every sequence, by the CPU executor.
-pub fn by_cpu(executor: &mut CpuExecutor, seqs: &[Vec<u32>], way: Way, seed: u64) -> Result<Vec<Vec<f32>>, ExecError> {
+pub(super) fn by_cpu(
+    executor: &mut CpuExecutor,
+    seqs: &[Vec<u32>],
+    way: Way,
+    seed: u64,
+) -> Result<Vec<Vec<f32>>, ExecError> {
     let width = executor.spec().vocab_size;
     let per_seq = seqs.iter().map(|s| s.len().div_ceil(BLOCK_SIZE)).max().unwrap_or(1);
     executor.allocate_cache(per_seq * seqs.len() + 3)?;
@@ -180,7 +185,7 @@ pub fn by_cpu(executor: &mut CpuExecutor, seqs: &[Vec<u32>], way: Way, seed: u64
 
 /// Every way gives the same bits, and these are the reference's within `tolerance`. One more step without any
 /// logits must work too.
-pub fn check_executor(
+pub(super) fn check_executor(
     what: &str,
     graph: &Graph,
     weights: &Weights,
@@ -222,7 +227,7 @@ pub fn check_executor(
 }
 
 /// Within `tolerance` of the largest magnitude of the expected values (or 1); NaN and infinities alike.
-pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+pub(super) fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}: number of elements");
     let scale = expected.iter().filter(|x| x.is_finite()).fold(1f32, |m, x| m.max(x.abs()));
     for (i, (&a, &b)) in got.iter().zip(expected).enumerate() {
@@ -232,7 +237,7 @@ pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 /// Two results of the reference: same names, shapes, and elements.
-pub fn assert_same(what: &str, got: &[(String, Tensor)], expected: &[(String, Tensor)]) {
+pub(super) fn assert_same(what: &str, got: &[(String, Tensor)], expected: &[(String, Tensor)]) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for ((name, a), (expected_name, b)) in got.iter().zip(expected) {
         assert_eq!((name, &a.shape), (expected_name, &b.shape), "{what}");
@@ -244,6 +249,6 @@ pub fn assert_same(what: &str, got: &[(String, Tensor)], expected: &[(String, Te
 }
 
 /// How often each op occurs.
-pub fn census(graph: &Graph, into: &mut HashMap<String, usize>) {
+pub(super) fn census(graph: &Graph, into: &mut HashMap<String, usize>) {
     graph.nodes.iter().for_each(|n| *into.entry(n.op.name()).or_default() += 1);
 }

@@ -253,7 +253,8 @@ impl Read<'_> {
 /// Which columns broadcast operands are read from, each pattern once for a plan.
 #[derive(Default)]
 pub(super) struct Maps {
-    known: HashMap<(Vec<usize>, Vec<usize>), Arc<[u32]>>,
+    /// By the operand's dimensions, then the output's.
+    known: HashMap<[Vec<usize>; 2], Arc<[u32]>>,
     entries: usize,
 }
 
@@ -272,7 +273,7 @@ impl Maps {
         if own == dims {
             return Ok(Columns::Same);
         }
-        let key = (own.to_vec(), dims.to_vec());
+        let key = [own.to_vec(), dims.to_vec()];
         if let Some(map) = self.known.get(&key) {
             return Ok(Columns::Broadcast(Arc::clone(map)));
         }

@@ -61,6 +61,7 @@ pub fn lower(graph: &Graph, dtype_of: &dyn Fn(&Graph, Value) -> WeightDtype) -> 
         dtype_of,
         places: vec![None; graph.nodes.len()],
         values: vec![],
+        copies: HashMap::new(),
         statics: vec![],
         static_ids: HashMap::new(),
         calls: vec![],
@@ -121,6 +122,8 @@ struct Lowering<'a> {
     /// Where values are, once computed. Buffers are numbered one a value until `finish`.
     places: Vec<Option<View>>,
     values: Vec<Buffer>,
+    /// Dense copies of values that are views; see `dense`.
+    copies: HashMap<Value, View>,
     statics: Vec<Static>,
     static_ids: HashMap<(String, StaticForm), StaticId>,
     calls: Vec<Call>,
@@ -179,8 +182,12 @@ impl Lowering<'_> {
         if x.is_whole() {
             return x;
         }
+        if let Some(&copy) = self.copies.get(&v) {
+            return copy;
+        }
         let out = self.new_view(x.elem, x.rows, x.cols);
         self.calls.push(Call::Copy { x, out });
+        self.copies.insert(v, out);
         out
     }
 

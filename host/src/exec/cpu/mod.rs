@@ -92,11 +92,16 @@ impl CpuExecutor {
         let failed = |e: &dyn std::fmt::Display| ExecError::Failed(e.to_string());
         let by_length = graph.length_dependence();
         let (graph, plan) = plan(graph, weights, options.dtype).map_err(|e| failed(&e))?;
+        // First what is refused if it is too large.
+        let max_rows = options.max_seqs + MAX_PROMPT_ROWS;
+        let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
         let statics = statics::load(&graph, &plan.statics, weights, options.dtype)?;
         let copied: usize = statics.iter().map(StaticData::bytes).sum();
         tracing::debug!(calls = plan.calls.len(), buffers = plan.buffers.len(), copied_bytes = copied, "planned");
         let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;
-        let max_rows = options.max_seqs + MAX_PROMPT_ROWS;
+        let mut maps = elementwise::Maps::default();
+        let elementwise =
+            plan.calls.iter().map(|c| prepare_elementwise(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
         let spec = ExecSpec {
             vocab_size: plan.logits.cols,
             kv_bytes_per_block: plan
@@ -111,10 +116,6 @@ impl CpuExecutor {
             max_seqs: options.max_seqs,
         };
         let widest = plan.calls.iter().filter_map(|c| if let Call::Linear { x, .. } = c { Some(x.cols) } else { None });
-        let mut maps = elementwise::Maps::default();
-        let elementwise =
-            plan.calls.iter().map(|c| prepare_elementwise(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
-        let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
         Ok(CpuExecutor {
             elementwise,
             scratch: Scratch::with_capacity(options.max_tokens.max(max_rows), widest.max().unwrap_or(0)),

@@ -8,8 +8,9 @@ use plugin_api::{DType, Graph, Op, define, spec};
 use super::ops::{self, Step};
 use super::{EvalError, Inputs, Tensor, WeightSource};
 
-/// The most elements of one value: a graph that asks for more gets an error, not an abort of the process.
-pub const MAX_ELEMENTS: usize = 1 << 33;
+/// The most elements of a value that is larger than what it is computed from: a graph that asks for more gets an
+/// error, not an abort of the process. (Views and sums of large weights may be as large as these.)
+pub const MAX_ELEMENTS: usize = 1 << 30;
 
 /// A graph whose weights are read and of which everything that does not depend on the inputs is computed.
 pub struct Prepared {
@@ -78,7 +79,9 @@ fn compute(graph: &Graph, i: usize, values: &HashMap<usize, Array>, step: &Step<
     let fail = |message: String| at_node(graph, i, message);
     let shape = node.ty.shape.eval(step.tokens(), step.rows()).map_err(|e| fail(e.to_string()))?;
     let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    if elements.is_none_or(|n| n > MAX_ELEMENTS) {
+    let read: usize =
+        node.inputs.iter().filter_map(|v| values.get(&v.index())).fold(0, |n, x| n.saturating_add(x.elem_count()));
+    if elements.is_none_or(|n| n > MAX_ELEMENTS.max(read)) {
         return Err(fail(format!("a value of shape {shape:?} exceeds the limit of {MAX_ELEMENTS} elements")));
     }
     let inputs: Option<Vec<&Array>> = node.inputs.iter().map(|v| values.get(&v.index())).collect();
