@@ -96,11 +96,13 @@ fn ctrl_c_ends_a_server_that_is_still_loading() {
     let mut server = place.start(&[folder.arg(), "--skip-tokenizer-init"]);
     server.wait_for("model files");
     std::thread::sleep(Duration::from_millis(300));
+    // The worker's command line names the private copy of the plugin.
+    let worker = place.path(".cache");
+    assert!(build::is_running(arg(&worker)), "no worker of {}", worker.display());
     server.signal(Signal::INT);
     assert_eq!(server.wait(Duration::from_secs(2)).code(), Some(0));
     assert!(server.log().contains("stopped while loading"), "{}", server.log());
     // The worker does not outlive it.
-    let worker = place.path("");
     for _ in 0..100 {
         if !build::is_running(arg(&worker)) {
             return;
