@@ -210,9 +210,9 @@ fn a_batch_larger_than_the_queue_keeps_its_order() {
 #[test]
 fn without_a_tokenizer_tokens_go_in_and_come_out() {
     let llm = model(SimOptions::new(VOCAB), config(), None);
-    let Ok(completions) = llm.generate(vec![Prompt::Tokens(vec![1, 2])], &letters(5)) else { panic!("refused") };
+    let Ok(completions) = llm.generate(vec![Prompt::Tokens(vec![1, 2])], letters(5)) else { panic!("refused") };
     assert_eq!((completions[0].choices[0].text.as_str(), completions[0].choices[0].token_ids.len()), ("", 5));
-    let text = error(llm.generate(vec![Prompt::Text("hi".into())], &letters(5)));
+    let text = error(llm.generate(vec![Prompt::Text("hi".into())], letters(5)));
     assert!(text.contains("no tokenizer") && text.contains("pass the prompt as token ids"), "{text}");
     for params in [
         RequestParams { stop: vec!["a".into()], ..letters(5) },
@@ -227,12 +227,12 @@ fn lengths_are_those_of_the_context() {
     let llm = llm();
     let filled = one(&llm, &RequestParams { max_tokens: None, ..letters(1) });
     assert_eq!(finish(&filled).completion_tokens, 395);
-    let text = error(llm.generate(vec![Prompt::Text("hello".into())], &letters(396)));
+    let text = error(llm.generate(vec![Prompt::Text("hello".into())], letters(396)));
     assert!(
         text.contains("max_tokens is 396") && text.contains("together 401") && text.contains("at most 395"),
         "{text}"
     );
-    let text = error(llm.generate(vec![Prompt::Tokens(vec![1; 400])], &letters(1)));
+    let text = error(llm.generate(vec![Prompt::Tokens(vec![1; 400])], letters(1)));
     assert!(text.contains("has 400 tokens"), "{text}");
     // A cache smaller than the context: None fills the cache.
     let small = model(SimOptions::new(VOCAB), EngineConfig { kv_blocks: 3, ..config() }, Some(tokenizer()));
@@ -243,9 +243,9 @@ fn lengths_are_those_of_the_context() {
 #[test]
 fn a_failure_is_an_error_of_the_generation() {
     let llm = model(SimOptions { failing_steps: vec![2], ..SimOptions::new(VOCAB) }, config(), Some(tokenizer()));
-    let text = error(llm.generate(vec![Prompt::Text("hello".into())], &letters(5)));
+    let text = error(llm.generate(vec![Prompt::Text("hello".into())], letters(5)));
     assert!(text.contains("simulated failure"), "{text}");
-    assert_eq!(one(&llm, &letters(5)).text.len(), 5);
+    assert_eq!(one(&llm, letters(5)).text.len(), 5);
 }
 
 #[tokio::test]
