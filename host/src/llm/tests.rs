@@ -245,7 +245,7 @@ fn a_failure_is_an_error_of_the_generation() {
     let llm = model(SimOptions { failing_steps: vec![2], ..SimOptions::new(VOCAB) }, config(), Some(tokenizer()));
     let text = error(llm.generate(vec![Prompt::Text("hello".into())], letters(5)));
     assert!(text.contains("simulated failure"), "{text}");
-    assert_eq!(one(&llm, letters(5)).text.len(), 5);
+    assert_eq!(one(&llm, &letters(5)).text.len(), 5);
 }
 
 #[tokio::test]

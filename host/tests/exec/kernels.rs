@@ -59,7 +59,7 @@ impl Case {
     /// q[T, heads, dim], k[T, kv, dim], v[T, kv, dim_v]: parts of one projection.
     fn attend(&mut self, [heads, kv, dim, dim_v]: [usize; 4], options: AttentionOptions) -> Value {
         let x = self.x(&[8]);
-        let mut part = |c: &mut Case, h: usize, d: usize| {
+        let part = |c: &mut Case, h: usize, d: usize| {
             let w = c.w(&[h * d, 8]);
             let y = c.b.linear(x, w);
             c.shaped(y, &[h, d])
