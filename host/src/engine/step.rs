@@ -27,6 +27,8 @@ pub(super) fn run(mut core: Core, commands: Receiver<Command>) {
         let what = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         tracing::error!("the engine panicked and has stopped: {what}");
+        // Before the clients hear of it: who then asks for the health must not be told that all is well.
+        shared.advance_to(EngineState::Stopping);
         core.fail_all(&format!("the engine stopped after an internal error: {what}"));
     }
     shared.advance_to(EngineState::Stopping);
