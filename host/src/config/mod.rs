@@ -96,20 +96,22 @@ pub fn apply(command: Command, path: &Path) -> Result<Command, ConfigError> {
         {
             return Err(unknown(path, key, sub, &[]));
         }
-        command = command.mut_subcommand(name, |mut sub| {
-            for (key, value) in common.iter().filter(|(key, _)| !own.contains_key(*key)).chain(&own) {
-                if let (true, Ok(values)) = (has_flag(&sub, key), words(path, key, value)) {
-                    sub = sub.mut_arg(id(key), |arg| arg.default_values(values));
-                }
-            }
-            sub
-        });
-    }
-    // Values of a wrong kind are reported once, whichever command they are for.
-    for (key, value) in common.iter().chain(tables.values().filter_map(Value::as_table).flatten()) {
-        words(path, key, value)?;
+        let values = common.iter().filter(|(key, _)| !own.contains_key(*key)).chain(&own);
+        let defaults: Vec<(&str, Vec<String>)> = values
+            .map(|(key, value)| Ok((key.as_str(), words(path, key, value)?)))
+            .collect::<Result<_, ConfigError>>()?;
+        command = command.mut_subcommand(name, |sub| with_defaults(sub, &defaults));
     }
     Ok(command)
+}
+
+/// Sets the defaults of those flags that the command or a command below it has.
+fn with_defaults(mut command: Command, defaults: &[(&str, Vec<String>)]) -> Command {
+    for (key, values) in defaults.iter().filter(|(key, _)| own_flag(&command, key)).cloned().collect::<Vec<_>>() {
+        command = command.mut_arg(id(key), |arg| arg.default_values(values));
+    }
+    let below: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    below.into_iter().fold(command, |command, name| command.mut_subcommand(name, |sub| with_defaults(sub, defaults)))
 }
 
 /// A flag's id is its long name with underscores, as clap derives it.
@@ -117,7 +119,12 @@ fn id(key: &str) -> String {
     key.replace('-', "_")
 }
 
+/// Whether the command, or one below it such as `plugins list`, has the flag.
 fn has_flag(command: &Command, key: &str) -> bool {
+    own_flag(command, key) || command.get_subcommands().any(|c| has_flag(c, key))
+}
+
+fn own_flag(command: &Command, key: &str) -> bool {
     command.get_arguments().any(|a| a.get_long().is_some_and(|long| long == key.replace('_', "-")))
 }
 
@@ -160,6 +167,7 @@ mod tests {
         let name = Arg::new("served_model_name").long("served-model-name").action(ArgAction::Append);
         Command::new("host")
             .subcommand(Command::new("serve").args([port, quiet, name]))
+            .subcommand(Command::new("group").subcommand(Command::new("list").arg(Arg::new("dir").long("dir"))))
             .subcommand(Command::new("other").arg(Arg::new("port").long("port").default_value("1")))
     }
 
@@ -192,6 +200,16 @@ mod tests {
         let (_, sub) = matches.subcommand().expect("a command");
         assert!(sub.get_flag("dry_run"));
         assert_eq!(sub.get_many::<String>("served_model_name").expect("names").collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn commands_below_a_command_are_reached() {
+        for toml in ["dir = 'x'", "[group]\ndir = 'x'"] {
+            let matches = parse(toml, &["host", "group", "list"]).expect("parses");
+            let (_, group) = matches.subcommand().expect("a command");
+            let (_, list) = group.subcommand().expect("a command below");
+            assert_eq!(list.get_one::<String>("dir").map(String::as_str), Some("x"), "{toml}");
+        }
     }
 
     #[test]
