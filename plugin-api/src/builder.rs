@@ -29,6 +29,10 @@ pub struct AttentionOptions {
     pub sinks: Option<Value>,
     /// ALiBi slopes, `f32[Hq]`.
     pub alibi: Option<Value>,
+    /// Positions are cut into chunks of this size, which do not see each other.
+    pub chunk: Option<u32>,
+    /// Which keys a query may see beside causality, `bool[T, T]` or `bool[Hq, T, T]`.
+    pub mask: Option<Value>,
 }
 
 impl Builder {
@@ -113,7 +117,7 @@ impl Builder {
             path.push('.');
         }
         path.push_str(name);
-        self.op(Op::Weight { name: path, shape: shape.into() }, &[])
+        self.op(Op::Weight { name: path, shape: shape.into(), dtype: DType::Float }, &[])
     }
 
     /// A vector of f32 constants.
@@ -274,6 +278,31 @@ impl Builder {
         self.op(Op::Rope { interleaved }, &[x, cos, sin])
     }
 
+    /// One of several linear maps for each token and choice: x[T, D] or x[T, K, D], ids[T, K], weight[E, N, D] ->
+    /// [T, K, N]; see [`Op::GroupedLinear`].
+    pub fn grouped_linear(&mut self, x: Value, ids: Value, weight: Value, bias: Option<Value>) -> Value {
+        let inputs: Vec<Value> = [x, ids, weight].into_iter().chain(bias).collect();
+        self.op(Op::GroupedLinear, &inputs)
+    }
+
+    /// Convolution along the sequence; see [`Op::CausalConv1d`].
+    pub fn causal_conv1d(&mut self, state: usize, x: Value, weight: Value, bias: Option<Value>) -> Value {
+        let inputs: Vec<Value> = [x, weight].into_iter().chain(bias).collect();
+        self.op(Op::CausalConv1d { state: state as u32 }, &inputs)
+    }
+
+    /// Attention by a running state; the delta rule when `beta` is given. See [`Op::LinearAttention`].
+    pub fn linear_attention(
+        &mut self,
+        state: usize,
+        [q, k, v]: [Value; 3],
+        decay: Value,
+        beta: Option<Value>,
+    ) -> Value {
+        let inputs: Vec<Value> = [q, k, v, decay].into_iter().chain(beta).collect();
+        self.op(Op::LinearAttention { state: state as u32, delta: beta.is_some() }, &inputs)
+    }
+
     /// Applies an activation function.
     pub fn activation(&mut self, x: Value, kind: Activation) -> Value {
         self.op(Op::Activation { kind }, &[x])
@@ -286,15 +315,17 @@ impl Builder {
 
     /// Causal attention over the sequence; see [`Op::Attention`].
     pub fn attention(&mut self, state: usize, [q, k, v]: [Value; 3], scale: f32, options: AttentionOptions) -> Value {
-        let AttentionOptions { window, softcap, sinks, alibi } = options;
-        let inputs: Vec<Value> = [q, k, v].into_iter().chain(sinks).chain(alibi).collect();
+        let AttentionOptions { window, softcap, sinks, alibi, chunk, mask } = options;
+        let inputs: Vec<Value> = [q, k, v].into_iter().chain(sinks).chain(alibi).chain(mask).collect();
         let op = Op::Attention {
             state: state as u32,
             scale,
             window,
+            chunk,
             softcap,
             sinks: sinks.is_some(),
             alibi: alibi.is_some(),
+            masked: mask.is_some(),
         };
         self.op(op, &inputs)
     }

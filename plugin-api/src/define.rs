@@ -1,7 +1,10 @@
 //! The one definition of every composite op, in primitive ops.
 //!
 //! A definition is the op's documentation, its reference implementation, its fallback where a backend
-//! lacks a kernel, and what passes that recognise the composite are tested against.
+//! lacks a kernel, and what passes that recognise the composite are tested against. Those that mix tokens are in
+//! `sequence`.
+
+mod sequence;
 
 use crate::builder::Builder;
 use crate::dim::Dim;
@@ -24,7 +27,11 @@ pub fn define(b: &mut Builder, op: &Op, inputs: &[Value]) -> Option<Value> {
             let gate = activation(b, inputs[0], kind);
             b.mul(gate, inputs[1])
         }
-        Op::Attention { .. } => attention(b, op, inputs),
+        Op::GroupedLinear => grouped_linear(b, inputs),
+        Op::CausalMask { window, chunk } => sequence::causal_mask(b, window, chunk),
+        Op::CausalConv1d { .. } => sequence::causal_conv1d(b, inputs),
+        Op::LinearAttention { .. } => sequence::linear_attention(b, inputs),
+        Op::Attention { .. } => sequence::attention(b, op, inputs),
         _ => return None,
     })
 }
@@ -78,6 +85,25 @@ fn linear(b: &mut Builder, inputs: &[Value]) -> Value {
     }
 }
 
+/// Every token takes the matrices of its experts.
+fn grouped_linear(b: &mut Builder, inputs: &[Value]) -> Value {
+    let dims = b.ty(inputs[0]).shape.0;
+    let (t, d) = (dims[0].clone(), dims[dims.len() - 1].clone());
+    let choices = if dims.len() == 3 { dims[1].clone() } else { Dim::from(1usize) };
+    let out = b.ty(inputs[1]).shape.0.into_iter().chain(b.ty(inputs[2]).shape.0.get(1).cloned()).collect::<Shape>();
+    let x = b.reshape(inputs[0], [t, choices, d, Dim::from(1usize)]);
+    let weights = b.op(Op::Take { axis: 0 }, &[inputs[2], inputs[1]]);
+    let y = b.matmul(weights, x);
+    let y = b.reshape(y, out);
+    match inputs.get(3) {
+        Some(&bias) => {
+            let bias = b.op(Op::Take { axis: 0 }, &[bias, inputs[1]]);
+            b.add(y, bias)
+        }
+        None => y,
+    }
+}
+
 /// sum(x, last axis, kept) / size
 fn mean(b: &mut Builder, x: Value) -> Value {
     let shape = b.ty(x).shape;
@@ -105,12 +131,14 @@ fn rms_norm(b: &mut Builder, inputs: &[Value], eps: f32, unit_offset: bool) -> V
     let variance = mean(b, squares);
     let variance = b.shift(variance, eps);
     let factor = b.op(Op::Rsqrt, &[variance]);
-    let normed = b.mul(x, factor);
-    let mut weight = b.cast(inputs[1], DType::F32);
-    if unit_offset {
-        weight = b.shift(weight, 1.0);
+    let mut y = b.mul(x, factor);
+    if let Some(&weight) = inputs.get(1) {
+        let mut weight = b.cast(weight, DType::F32);
+        if unit_offset {
+            weight = b.shift(weight, 1.0);
+        }
+        y = b.mul(y, weight);
     }
-    let y = b.mul(normed, weight);
     b.cast(y, dtype)
 }
 
@@ -234,72 +262,4 @@ fn activation(b: &mut Builder, x: Value, kind: Activation) -> Value {
         Activation::Sigmoid => b.op(Op::Sigmoid, &[x]),
         Activation::Tanh => b.op(Op::Tanh, &[x]),
     }
-}
-
-/// Softmax attention over one whole sequence; `T` is its length.
-fn attention(b: &mut Builder, op: &Op, inputs: &[Value]) -> Value {
-    let Op::Attention { scale, window, softcap, sinks, alibi, .. } = *op else { return inputs[0] };
-    let (q_ty, v_ty) = (b.ty(inputs[0]), b.ty(inputs[2]));
-    let size = |s: &Shape, i: usize| s.0[i].as_const().unwrap_or(0) as usize;
-    let (heads, dim, dim_v) = (size(&q_ty.shape, 1), size(&q_ty.shape, 2), size(&v_ty.shape, 2));
-    let kv_heads = size(&v_ty.shape, 1);
-    let group = heads / kv_heads.max(1);
-    let t = q_ty.shape.0[0].clone();
-    let f32 = |b: &mut Builder, i: usize| b.cast(inputs[i], DType::F32);
-
-    // Scores [kv_heads, group, T, T]: one key head serves a group of query heads.
-    let q = f32(b, 0);
-    let q = b.reshape(q, [t.clone(), kv_heads.into(), group.into(), dim.into()]);
-    let q = b.permute(q, [1, 2, 0, 3]);
-    let k = f32(b, 1);
-    let k = b.reshape(k, [t.clone(), kv_heads.into(), 1usize.into(), dim.into()]);
-    let k = b.permute(k, [1, 2, 3, 0]);
-    let mut scores = b.matmul(q, k);
-    scores = b.scale(scores, scale);
-    if let Some(cap) = softcap {
-        scores = b.scale(scores, 1.0 / cap);
-        scores = b.op(Op::Tanh, &[scores]);
-        scores = b.scale(scores, cap);
-    }
-
-    // distance[i, j] = i - j
-    let positions = b.iota(t.clone());
-    let rows = b.reshape(positions, [t.clone(), 1usize.into()]);
-    let distance = b.sub(rows, positions);
-    if alibi {
-        let slopes = f32(b, 3 + usize::from(sinks));
-        let slopes = b.reshape(slopes, [kv_heads, group, 1, 1]);
-        let distance = b.cast(distance, DType::F32);
-        let distance = b.scale(distance, -1.0);
-        let bias = b.mul(slopes, distance);
-        scores = b.add(scores, bias);
-    }
-    let zero = b.int(0);
-    let mut visible = b.op(Op::Ge, &[distance, zero]);
-    if let Some(window) = window {
-        let window = b.int(window.into());
-        let near = b.op(Op::Lt, &[distance, window]);
-        visible = b.op(Op::And, &[visible, near]);
-    }
-    let hidden = b.scalar(DType::F32, f32::NEG_INFINITY);
-    scores = b.select(visible, scores, hidden);
-
-    let weights = if sinks {
-        let sink = f32(b, 3);
-        let sink = b.reshape(sink, [kv_heads, group, 1, 1]);
-        let column = Op::Broadcast { shape: vec![kv_heads.into(), group.into(), t.clone(), 1usize.into()] };
-        let sink = b.op(column, &[sink]);
-        let with_sink = b.concat(3, &[scores, sink]);
-        let p = softmax(b, with_sink);
-        b.slice(p, 3, 0usize, t.clone())
-    } else {
-        softmax(b, scores)
-    };
-    let v = f32(b, 2);
-    let v = b.reshape(v, [t.clone(), kv_heads.into(), 1usize.into(), dim_v.into()]);
-    let v = b.permute(v, [1, 2, 0, 3]);
-    let mixed = b.matmul(weights, v);
-    let mixed = b.permute(mixed, [2, 0, 1, 3]);
-    let y = b.reshape(mixed, [t, heads.into(), dim_v.into()]);
-    b.cast(y, q_ty.dtype)
 }

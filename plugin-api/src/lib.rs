@@ -32,7 +32,7 @@ pub use builder::{AttentionOptions, Builder};
 pub use dim::{Dim, DimError};
 pub use model::{Graph, KvState, LengthDependence, Model, Node, Value};
 pub use op::{Activation, ConstData, InputKind, Op};
-pub use request::{BuildError, BuildRequest, Description, IrVersion, TensorInfo};
+pub use request::{BuildError, BuildRequest, Description, IrVersion, ModelCode, Sources, TensorInfo};
 pub use spec::SpecError;
 pub use text::ParseError;
 pub use types::{DType, Shape, Type};
@@ -40,7 +40,7 @@ pub use types::{DType, Shape, Type};
 /// Major version of the graph IR: a host reads only its own.
 pub const IR_MAJOR: u32 = 1;
 /// Minor version of the graph IR: grows with every new op or attribute; a host reads every older one.
-pub const IR_MINOR: u32 = 0;
+pub const IR_MINOR: u32 = 1;
 
 /// For the expansion of `export_plugin!` only.
 #[doc(hidden)]

@@ -115,7 +115,7 @@ impl Graph {
         let mut out: Vec<(&str, Vec<usize>)> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         for node in &self.nodes {
-            if let Op::Weight { name, shape } = &node.op
+            if let Op::Weight { name, shape, .. } = &node.op
                 && seen.insert(name.as_str())
             {
                 out.push((name, shape.clone()));

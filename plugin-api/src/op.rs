@@ -26,10 +26,12 @@ pub enum Op {
     Input {
         kind: InputKind,
     },
-    /// A tensor of the checkpoint, under the checkpoint's own name. -> float[shape]
+    /// A tensor of the checkpoint, under the checkpoint's own name. -> dtype[shape], float or i64
     Weight {
         name: String,
         shape: Vec<usize>,
+        #[serde(default = "float", skip_serializing_if = "is_float")]
+        dtype: DType,
     },
     /// A literal. -> dtype[shape]
     Const {
@@ -127,6 +129,9 @@ pub enum Op {
     // ---- matrices -------------------------------------------------------------------------------
     /// a[..., M, K], b[..., K, N] -> [..., M, N]; leading dimensions broadcast.
     Matmul,
+    /// a[..., N, N], b[..., N, M] -> x[..., N, M] with (I + the strictly lower triangle of a) x = b; the rest of a is
+    /// not read. Leading dimensions broadcast.
+    SolveTriangular,
 
     // ---- shape ----------------------------------------------------------------------------------
     /// Same elements in the same row-major order.
@@ -188,7 +193,7 @@ pub enum Op {
     Linear,
     /// ids: i64[...], weight[V, D] -> [..., D]
     Embedding,
-    /// x[..., D], weight[D] -> x / sqrt(mean(x^2) + eps) * (weight, or 1 + weight with unit_offset).
+    /// x[..., D], optional weight[D] -> x / sqrt(mean(x^2) + eps) * (weight, or 1 + weight with unit_offset).
     /// Statistics in f32 (Zhang & Sennrich, arXiv:1910.07467).
     RmsNorm {
         eps: f32,
@@ -215,9 +220,39 @@ pub enum Op {
     Gated {
         kind: Activation,
     },
-    /// q[T, Hq, D], k[T, Hkv, D], v[T, Hkv, Dv], then sinks[Hq] if sinks, slopes: f32[Hq] if alibi
-    /// -> [T, Hq, Dv]. Causal. Query head h reads key head h / (Hq / Hkv).
-    /// score(i, j) = softcap(scale * q_i.k_j) + slope * (j - i), for i - window < j <= i.
+    /// A linear map chosen for each token, K times: mixtures of experts. x[T, D] (the same for all K) or x[T, K, D],
+    /// ids: i64[T, K], weight[E, N, D], optional bias[E, N] -> [T, K, N]:
+    /// y[t, k] = weight[ids[t, k]] x[t, k] + bias[ids[t, k]].
+    GroupedLinear,
+    /// Which keys a query may see: j <= i, i - j < window, and i / chunk = j / chunk. -> bool[T, T]
+    CausalMask {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        window: Option<u32>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<u32>,
+    },
+    /// Convolution along the sequence, each channel by itself: x[T, C], weight[C, W], optional bias[C] -> [T, C].
+    /// y[t, c] = sum over w of weight[c, w] * x[t - W + 1 + w, c] + bias[c], with zeros before the sequence.
+    CausalConv1d {
+        /// Identity of the W - 1 rows that this node keeps.
+        state: u32,
+    },
+    /// Attention by a matrix S[H, Dk, Dv] per sequence that starts at zero and is updated by every token, in f32.
+    /// q[T, Hk, Dk], k[T, Hk, Dk], v[T, H, Dv], decay: f32[T, H] or f32[T, H, Dk], beta: f32[T, H] if delta
+    /// -> [T, H, Dv]. Head h reads q and k of head h / (H / Hk). For every token, in order:
+    /// S = exp(decay) * S + k u^T, y = q^T S, with u = v, or by the delta rule u = beta * (v - k^T (exp(decay) * S)).
+    /// Mamba 1 and 2 (Dao & Gu, arXiv:2405.21060), gated delta rule (Yang et al., arXiv:2412.06464), Kimi delta
+    /// attention (arXiv:2510.26692), RG-LRU and lightning attention are cases of it.
+    LinearAttention {
+        /// Identity of the matrices that this node keeps.
+        state: u32,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        delta: bool,
+    },
+    /// q[T, Hq, D], k[T, Hkv, D], v[T, Hkv, Dv], then sinks[Hq] if sinks, slopes: f32[Hq] if alibi, and
+    /// mask: bool[T, T] or bool[Hq, T, T] if masked -> [T, Hq, Dv]. Causal. Query head h reads key head h / (Hq / Hkv).
+    /// score(i, j) = softcap(scale * q_i.k_j) + slope * (j - i), for i - window < j <= i, i / chunk = j / chunk and
+    /// mask[i, j].
     Attention {
         /// Identity of the keys and values this node keeps; used by one node only.
         state: u32,
@@ -226,6 +261,9 @@ pub enum Op {
         /// Sliding window: how many positions back, itself included.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         window: Option<u32>,
+        /// Positions are cut into chunks of this size; a query sees keys of its own chunk (Llama 4).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<u32>,
         /// c * tanh(score / c) (Gemma 2).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         softcap: Option<f32>,
@@ -235,7 +273,18 @@ pub enum Op {
         /// Linear biases (Press et al., arXiv:2108.12409).
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         alibi: bool,
+        /// Keys are chosen by a further mask (sparse attention).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        masked: bool,
     },
+}
+
+fn float() -> DType {
+    DType::Float
+}
+
+fn is_float(dtype: &DType) -> bool {
+    *dtype == DType::Float
 }
 
 /// What the host supplies for every step: one number per token.
@@ -343,8 +392,22 @@ impl Op {
                 | Softmax
                 | Activation { .. }
                 | Gated { .. }
+                | GroupedLinear
+                | CausalMask { .. }
+                | CausalConv1d { .. }
+                | LinearAttention { .. }
                 | Attention { .. }
         )
+    }
+
+    /// The identity of what the node keeps for each sequence, if it keeps something.
+    pub fn state(&self) -> Option<u32> {
+        match self {
+            Op::Attention { state, .. } | Op::CausalConv1d { state } | Op::LinearAttention { state, .. } => {
+                Some(*state)
+            }
+            _ => None,
+        }
     }
 
     /// A scalar literal.

@@ -4,6 +4,7 @@
 //! plugin and a host of different ages understand each other.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::de::DeserializeOwned;
@@ -58,6 +59,10 @@ pub struct Description {
     pub architectures: Vec<String>,
     /// One line for `host plugins list`.
     pub summary: String,
+    /// What it wants to read beside the request: names of fields of [`Sources`]. A host that cannot supply one says so
+    /// before it asks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
 }
 
 impl Description {
@@ -88,6 +93,7 @@ macro_rules! description {
             ir: ::std::string::ToString::to_string(&$crate::IrVersion::CURRENT),
             architectures: ::std::vec![$(::std::string::String::from($architecture)),*],
             summary: ::std::string::String::from(env!("CARGO_PKG_DESCRIPTION")),
+            needs: ::std::vec::Vec::new(),
         }
     };
 }
@@ -102,12 +108,42 @@ pub struct BuildRequest {
     /// The tensors in the checkpoint.
     #[serde(default)]
     pub tensors: Vec<TensorInfo>,
+    /// Files that the plugin may read. Others its process cannot open.
+    #[serde(default)]
+    pub sources: Sources,
+}
+
+/// Files that a plugin reads beside the request, each only if its description says that it needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    /// The folder of the Python package `transformers`: the one that holds `__init__.py` and `models`.
+    #[serde(default)]
+    pub transformers: Option<PathBuf>,
+    /// Its version.
+    #[serde(default)]
+    pub transformers_version: Option<String>,
+    /// The model's own code; only where the user trusts it.
+    #[serde(default)]
+    pub model_code: Option<ModelCode>,
+    /// A folder for derived files, which the plugin may write. Never there together with `model_code`: what a model's
+    /// code writes must not be read when another model is loaded.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
+}
+
+/// The Python files of a model's folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCode {
+    /// The folder.
+    pub dir: PathBuf,
+    /// The files, relative to it.
+    pub files: Vec<PathBuf>,
 }
 
 impl BuildRequest {
     /// A request of this version of the IR.
     pub fn new(config: serde_json::Value, tensors: Vec<TensorInfo>) -> BuildRequest {
-        BuildRequest { ir: IrVersion::CURRENT.to_string(), config, tensors }
+        BuildRequest { ir: IrVersion::CURRENT.to_string(), config, tensors, sources: Sources::default() }
     }
 
     /// The configuration as the plugin's own type.

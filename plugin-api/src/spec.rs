@@ -100,7 +100,7 @@ pub fn verify_graph(name: &str, graph: &Graph) -> Result<(), SpecError> {
         return Err(wrong(format!("has {} nodes, the limit is {MAX_NODES}", graph.nodes.len())));
     }
     let mut states = std::collections::HashSet::new();
-    let mut weights: std::collections::HashMap<&str, &[usize]> = std::collections::HashMap::new();
+    let mut weights: std::collections::HashMap<&str, (&[usize], DType)> = std::collections::HashMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
         let fail = |inputs: &[&Type], message: String| SpecError::node(i, &node.name, &node.op, inputs, message);
         if let Some(v) = node.inputs.iter().find(|v| v.index() >= i) {
@@ -111,17 +111,19 @@ pub fn verify_graph(name: &str, graph: &Graph) -> Result<(), SpecError> {
         if ty != node.ty {
             return Err(fail(&types, format!("gives {ty} but is declared {}", node.ty)));
         }
-        match &node.op {
-            Op::Attention { state, .. } if !states.insert(*state) => {
-                return Err(fail(&types, format!("state {state} is already used by another attention")));
+        if let Some(state) = node.op.state()
+            && !states.insert(state)
+        {
+            return Err(fail(&types, format!("state {state} is already used by another node")));
+        }
+        if let Op::Weight { name, shape, dtype } = &node.op {
+            let first = weights.entry(name).or_insert((shape, *dtype));
+            if *first != (shape.as_slice(), *dtype) {
+                return Err(fail(
+                    &types,
+                    format!("weight `{name}` is also read as {} of shape {:?}", first.1, first.0),
+                ));
             }
-            Op::Weight { name, shape } => {
-                let first = weights.entry(name).or_insert(shape);
-                if *first != shape {
-                    return Err(fail(&types, format!("weight `{name}` is also read with shape {first:?}")));
-                }
-            }
-            _ => {}
         }
     }
     let mut outputs = std::collections::HashSet::new();
@@ -201,6 +203,12 @@ fn infer_unchecked(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
         }
         Sum { .. } | ReduceMax { .. } | ReduceMin { .. } | Argmax { .. } | Cumsum { .. } => reduction(op, inputs),
         Matmul => matmul(inputs),
+        SolveTriangular => {
+            arity(inputs, 2)?;
+            let a = &inputs[0].shape.0;
+            ensure(a.len() >= 2 && a[a.len() - 1] == a[a.len() - 2], || format!("{} is not square", inputs[0]))?;
+            matmul(inputs)
+        }
         Reshape { .. } | Permute { .. } | Broadcast { .. } | Slice { .. } | Concat { .. } => shape_op(op, inputs),
         Take { .. } | Gather { .. } | Scatter { .. } | ScatterAdd { .. } | TopK { .. } | Argsort { .. } => {
             index_op(op, inputs)
@@ -217,19 +225,28 @@ fn infer_unchecked(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
         Linear | Embedding | RmsNorm { .. } | LayerNorm { .. } | Rope { .. } | Softmax | Attention { .. } => {
             composite(op, inputs)
         }
+        GroupedLinear => grouped_linear(inputs),
+        CausalMask { window, chunk } => {
+            arity(inputs, 0)?;
+            ensure(*window != Some(0) && *chunk != Some(0), || "a window or chunk of 0 sees nothing".into())?;
+            Ok(Type::new(DType::Bool, [Dim::T(), Dim::T()]))
+        }
+        CausalConv1d { .. } => causal_conv1d(inputs),
+        LinearAttention { delta, .. } => linear_attention(*delta, inputs),
     }
 }
 
 fn leaf(op: &Op) -> Result<Type, String> {
     match op {
         Op::Input { .. } | Op::ContextLength { .. } => Ok(Type::new(DType::I64, [Dim::T()])),
-        Op::Weight { name, shape } => {
+        Op::Weight { name, shape, dtype } => {
+            ensure(matches!(dtype, DType::Float | DType::I64), || format!("a weight is float or i64, not {dtype}"))?;
             ensure(!name.is_empty(), || "a weight needs a name".into())?;
             ensure(name.len() <= MAX_NAME, || {
                 format!("a weight's name has {} bytes, the limit is {MAX_NAME}", name.len())
             })?;
             ensure(shape.len() <= MAX_RANK, || format!("has {} dimensions, the limit is {MAX_RANK}", shape.len()))?;
-            Ok(Type::new(DType::Float, shape.iter().copied().collect::<Shape>()))
+            Ok(Type::new(*dtype, shape.iter().copied().collect::<Shape>()))
         }
         Op::Const { dtype, shape, data } => {
             let fits = matches!(
@@ -442,7 +459,7 @@ fn composite(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
             Ok(Type { dtype: w.dtype, shape: Shape(dims) })
         }
         Op::RmsNorm { eps, .. } | Op::LayerNorm { eps } => {
-            count(if matches!(op, Op::LayerNorm { .. }) { 1..=3 } else { 2..=2 })?;
+            count(if matches!(op, Op::LayerNorm { .. }) { 1..=3 } else { 1..=2 })?;
             let x = inputs[0];
             ensure(x.dtype.is_float(), || "needs a float".into())?;
             ensure(eps.is_finite() && *eps >= 0.0, || format!("eps is {eps}"))?;
@@ -477,9 +494,74 @@ fn composite(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
     }
 }
 
+/// x[T, D] or x[T, K, D], ids[T, K], weight[E, N, D], optional bias[E, N]
+fn grouped_linear(inputs: &[&Type]) -> Result<Type, String> {
+    ensure((3..=4).contains(&inputs.len()), || format!("takes 3 or 4 inputs, got {}", inputs.len()))?;
+    let (x, ids, w) = (inputs[0], inputs[1], inputs[2]);
+    ensure(x.dtype.is_float() && w.dtype == x.dtype, || "input and weight must be floats of one type".into())?;
+    ensure(ids.dtype == DType::I64, || "the ids must be i64".into())?;
+    let ([t, k], [experts, n, d]) = (ids.shape.0.as_slice(), w.shape.0.as_slice()) else {
+        return Err(format!("needs ids[T, K] and weight[E, N, D], got {ids} and {w}"));
+    };
+    let fits = x.shape.0 == [t.clone(), d.clone()] || x.shape.0 == [t.clone(), k.clone(), d.clone()];
+    ensure(fits, || format!("the input {x} is not [T, D] or [T, K, D] for ids {ids} and weight {w}"))?;
+    if let Some(bias) = inputs.get(3) {
+        ensure(bias.dtype == x.dtype && bias.shape.0 == [experts.clone(), n.clone()], || {
+            format!("the bias is {bias}, it must be {}[{experts},{n}]", x.dtype)
+        })?;
+    }
+    Ok(Type::new(x.dtype, [t.clone(), k.clone(), n.clone()]))
+}
+
+/// x[T, C], weight[C, W], optional bias[C]
+fn causal_conv1d(inputs: &[&Type]) -> Result<Type, String> {
+    ensure((2..=3).contains(&inputs.len()), || format!("takes 2 or 3 inputs, got {}", inputs.len()))?;
+    let (x, w) = (inputs[0], inputs[1]);
+    ensure(x.dtype.is_float() && inputs.iter().all(|ty| ty.dtype == x.dtype), || "needs floats of one type".into())?;
+    let ([t, c], [c2, width]) = (x.shape.0.as_slice(), w.shape.0.as_slice()) else {
+        return Err(format!("needs x[T, C] and weight[C, W], got {x} and {w}"));
+    };
+    ensure(*t == Dim::T() && c == c2 && c.as_const().is_some(), || format!("{w} does not convolve {x}"))?;
+    ensure(width.as_const().is_some_and(|w| w >= 1), || format!("the width is {width}"))?;
+    if let Some(bias) = inputs.get(2) {
+        ensure(bias.shape.0 == [c.clone()], || format!("the bias is {bias}, it must have shape [{c}]"))?;
+    }
+    Ok(x.clone())
+}
+
+/// q[T, Hk, Dk], k[T, Hk, Dk], v[T, H, Dv], decay[T, H] or decay[T, H, Dk], beta[T, H]
+fn linear_attention(delta: bool, inputs: &[&Type]) -> Result<Type, String> {
+    arity(inputs, 4 + usize::from(delta))?;
+    let (q, k, v, decay) = (inputs[0], inputs[1], inputs[2], inputs[3]);
+    ensure(q.dtype.is_float() && q == k && v.dtype == q.dtype, || {
+        "q and k must be floats of one shape, and v of their type".into()
+    })?;
+    let ([t, hk, dk], [t2, h, dv]) = (q.shape.0.as_slice(), v.shape.0.as_slice()) else {
+        return Err(format!("needs q[T, Hk, Dk] and v[T, H, Dv], got {q} and {v}"));
+    };
+    let sizes = [hk, dk, h, dv].map(|d| d.as_const().filter(|n| *n >= 1));
+    let [Some(key_heads), Some(_), Some(heads), Some(_)] = sizes else {
+        return Err(format!("heads and sizes of {q} and {v} must be constants of at least 1"));
+    };
+    ensure(*t == Dim::T() && t2 == t, || format!("{q} and {v} must be of all tokens"))?;
+    ensure(heads % key_heads == 0, || format!("{heads} heads are not a multiple of {key_heads} key heads"))?;
+    let gate = [t.clone(), h.clone()];
+    let per_channel = [t.clone(), h.clone(), dk.clone()];
+    ensure(decay.dtype == DType::F32 && (decay.shape.0 == gate || decay.shape.0 == per_channel), || {
+        format!("the decay is {decay}, it must be f32[T,{h}] or f32[T,{h},{dk}]")
+    })?;
+    if let Some(beta) = inputs.get(4) {
+        ensure(beta.dtype == DType::F32 && beta.shape.0 == gate, || format!("beta is {beta}, it must be f32[T,{h}]"))?;
+    }
+    Ok(v.clone())
+}
+
 fn attention(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
-    let Op::Attention { scale, window, softcap, sinks, alibi, .. } = op else { return Err("not an attention".into()) };
-    arity(inputs, 3 + usize::from(*sinks) + usize::from(*alibi))?;
+    let Op::Attention { scale, window, chunk, softcap, sinks, alibi, masked, .. } = op else {
+        return Err("not an attention".into());
+    };
+    let vectors = usize::from(*sinks) + usize::from(*alibi);
+    arity(inputs, 3 + vectors + usize::from(*masked))?;
     let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
     ensure(q.dtype.is_float() && q.dtype == k.dtype && q.dtype == v.dtype, || {
         "q, k, v must be floats of one type".into()
@@ -498,9 +580,15 @@ fn attention(op: &Op, inputs: &[&Type]) -> Result<Type, String> {
     ensure(hk == hv, || format!("k has {hk} heads, v has {hv}"))?;
     ensure(hq % hk == 0, || format!("{hq} query heads are not a multiple of {hk} key heads"))?;
     ensure(scale.is_finite(), || format!("scale is {scale}"))?;
-    ensure(*window != Some(0), || "a window of 0 sees nothing".into())?;
+    ensure(*window != Some(0) && *chunk != Some(0), || "a window or chunk of 0 sees nothing".into())?;
     ensure(softcap.is_none_or(|c| c.is_finite() && c > 0.0), || format!("softcap is {softcap:?}"))?;
-    for extra in &inputs[3..] {
+    if let Some(mask) = inputs.get(3 + vectors) {
+        let pairs = [Dim::T(), Dim::T()];
+        let fits =
+            mask.shape.0 == pairs || (mask.shape.0.first() == Some(&Dim::from(hq)) && mask.shape.0[1..] == pairs);
+        ensure(mask.dtype == DType::Bool && fits, || format!("the mask is {mask}, not bool[T,T] or bool[{hq},T,T]"))?;
+    }
+    for extra in &inputs[3..3 + vectors] {
         ensure(extra.shape.0 == [Dim::from(hq)] && extra.dtype.is_float(), || {
             format!("sinks and slopes must be floats of shape [{hq}], got {extra}")
         })?;

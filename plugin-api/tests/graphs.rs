@@ -31,8 +31,13 @@ fn sample() -> Model {
         let k = b.rope(k, (cos, sin), true);
         let sinks = b.weight("sinks", [4]);
         let slopes = b.constant(vec![0.5, 0.25, 0.125, 0.0625]);
-        let options =
-            AttentionOptions { window: Some(8), softcap: Some(30.0), sinks: Some(sinks), alibi: Some(slopes) };
+        let options = AttentionOptions {
+            window: Some(8),
+            softcap: Some(30.0),
+            sinks: Some(sinks),
+            alibi: Some(slopes),
+            ..Default::default()
+        };
         let a = b.attention(0, [q, k, v], 0.5, options);
         let a = b.merge_heads(a);
         let x = b.add(x, a);
@@ -89,9 +94,9 @@ fn the_first_mistake_is_reported_with_op_shapes_and_scope() {
 fn broken_text_gives_a_clear_error() {
     let text = sample().to_text();
     let cases: &[(&str, &str, &str)] = &[
-        ("host-graph 1.0", "host-graph 2.0", "IR version 2.0, this host reads 1.0"),
-        ("host-graph 1.0", "host-graph 0.9", "rebuild the plugin"),
-        ("host-graph 1.0", "{\"json\": 1}", "not a graph"),
+        ("host-graph 1.1", "host-graph 2.0", "IR version 2.0, this host reads 1.0"),
+        ("host-graph 1.1", "host-graph 0.9", "rebuild the plugin"),
+        ("host-graph 1.1", "{\"json\": 1}", "not a graph"),
         ("= layer_norm(eps:", "= layer_form(eps:", "unknown op `layer_form`"),
         ("= layer_norm(eps:", "= layer_norm(epsilon:", "epsilon"),
         ("rms_norm(eps:1e-6", "rms_norm(eps:1e-6,extra:1", "extra"),
@@ -113,11 +118,11 @@ fn broken_text_gives_a_clear_error() {
 
 #[test]
 fn a_newer_minor_is_read_unless_it_uses_a_new_op() {
-    let text = sample().to_text().replacen("host-graph 1.0", "host-graph 1.7", 1);
+    let text = sample().to_text().replacen("host-graph 1.1", "host-graph 1.7", 1);
     Model::parse(&text).expect("all ops are known");
     let text = text.replacen("= layer_norm(eps:", "= warp_norm(eps:", 1);
     let error = Model::parse(&text).unwrap_err().to_string();
-    assert!(error.contains("unknown op `warp_norm`; the graph is of IR version 1.7, this host knows 1.0"), "{error}");
+    assert!(error.contains("unknown op `warp_norm`; the graph is of IR version 1.7, this host knows 1.1"), "{error}");
 }
 
 #[test]

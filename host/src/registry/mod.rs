@@ -330,6 +330,7 @@ mod tests {
             ir: "1.0".into(),
             architectures: vec!["A".into()],
             summary: "s".into(),
+            needs: vec![],
         }
     }
 

@@ -85,9 +85,12 @@ fn graph(make: impl Fn(&mut Case) -> Value) -> Graph {
 /// What, a call that the plan must have, and the value.
 type Line = (&'static str, &'static str, fn(&mut Case) -> Value);
 
-const WINDOW: AttentionOptions = AttentionOptions { window: Some(4), softcap: None, sinks: None, alibi: None };
-const SOFTCAP: AttentionOptions = AttentionOptions { window: None, softcap: Some(0.8), sinks: None, alibi: None };
-const PLAIN: AttentionOptions = AttentionOptions { window: None, softcap: None, sinks: None, alibi: None };
+const WINDOW: AttentionOptions =
+    AttentionOptions { window: Some(4), softcap: None, sinks: None, alibi: None, chunk: None, mask: None };
+const SOFTCAP: AttentionOptions =
+    AttentionOptions { window: None, softcap: Some(0.8), sinks: None, alibi: None, chunk: None, mask: None };
+const PLAIN: AttentionOptions =
+    AttentionOptions { window: None, softcap: None, sinks: None, alibi: None, chunk: None, mask: None };
 
 #[rustfmt::skip]
 const LINES: &[Line] = &[
@@ -161,7 +164,7 @@ const LINES: &[Line] = &[
     ("attention, softcap", "softcap=0.8", |c| c.attend([4, 2, 4, 4], SOFTCAP)),
     ("attention, sinks", "sinks=w1", |c| { let sinks = Some(c.w(&[4])); c.attend([4, 2, 4, 4], AttentionOptions { sinks, ..PLAIN }) }),
     ("attention, alibi", "alibi=", |c| { let s = c.w(&[4]); let alibi = Some(c.b.cast(s, DType::F32)); c.attend([4, 2, 4, 4], AttentionOptions { alibi, ..PLAIN }) }),
-    ("attention, everything", "sinks=w2", |c| { let s = c.w(&[4]); let alibi = Some(c.b.cast(s, DType::F32)); let sinks = Some(c.w(&[4])); c.attend([4, 2, 4, 6], AttentionOptions { alibi, sinks, window: Some(5), softcap: Some(2.0) }) }),
+    ("attention, everything", "sinks=w2", |c| { let s = c.w(&[4]); let alibi = Some(c.b.cast(s, DType::F32)); let sinks = Some(c.w(&[4])); c.attend([4, 2, 4, 6], AttentionOptions { alibi, sinks, window: Some(5), softcap: Some(2.0), ..PLAIN }) }),
     ("attention of one value thrice", "attention", |c| { let x = c.x(&[2, 4]); c.b.attention(0, [x, x, x], 1.0, PLAIN) }),
     ("attention of views", "attention", |c| { let x = c.x(&[4, 6]); let [q, k, v] = [(0, 2), (2, 3), (3, 4)].map(|(i, j)| c.b.slice(x, 1, i as usize, j as usize)); c.b.attention(0, [q, k, v], 1.0, PLAIN) }),
     ("two attentions", "attention 1 ", |c| { let x = c.x(&[2, 4]); let y = c.b.attention(0, [x, x, x], 1.0, WINDOW); let z = c.b.attention(1, [y, x, y], 1.0, PLAIN); c.b.add(y, z) }),

@@ -301,7 +301,7 @@ impl Grower {
         let sinks = if self.r.one_in(4) { Some(self.weight(&[heads], dtype)) } else { None };
         let alibi = if self.r.one_in(4) { Some(self.weight(&[heads], DType::F32)) } else { None };
         self.states += 1;
-        let options = AttentionOptions { window, softcap, sinks, alibi };
+        let options = AttentionOptions { window, softcap, sinks, alibi, ..AttentionOptions::default() };
         self.b.attention(self.states, [q, k, v], 0.7, options)
     }
 

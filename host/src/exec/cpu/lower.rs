@@ -104,9 +104,10 @@ fn has_kernel(graph: &Graph, node: &Node, is_static: &[bool]) -> bool {
     match &node.op {
         Op::Linear => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
         Op::Embedding => !fixed(0) && rank(0) == 1 && fixed(1) && filled(&node.ty),
-        Op::RmsNorm { .. } | Op::LayerNorm { .. } => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
+        Op::RmsNorm { .. } => !fixed(0) && rank(0) == 2 && node.inputs.len() == 2 && fixed(1),
+        Op::LayerNorm { .. } => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
         Op::Rope { .. } => node.inputs.iter().all(|v| !is_static[v.index()]),
-        Op::Attention { .. } => (0..3).all(|k| !fixed(k)) && fixed(3) && fixed(4),
+        Op::Attention { chunk: None, masked: false, .. } => (0..3).all(|k| !fixed(k)) && fixed(3) && fixed(4),
         Op::Activation { .. } => true,
         Op::Gated { .. } => !fixed(0) && !fixed(1),
         _ => false,
@@ -340,7 +341,7 @@ impl Lowering<'_> {
 
     fn attention(&mut self, i: usize) -> View {
         let node = &self.graph.nodes[i];
-        let Op::Attention { state, scale, window, softcap, sinks, alibi } = node.op else {
+        let Op::Attention { state, scale, window, softcap, sinks, alibi, .. } = node.op else {
             unreachable!("called for attention")
         };
         let (q, k, v) = (self.at(node.inputs[0]), self.at(node.inputs[1]), self.at(node.inputs[2]));

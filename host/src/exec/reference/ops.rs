@@ -114,6 +114,7 @@ pub(super) fn apply(op: &Op, x: &[&Array], shape: &[usize], step: &Step<'_>) -> 
             reduce(op, x[0], shape)
         }
         Op::Matmul => matmul(x[0], x[1], shape),
+        Op::SolveTriangular => solve_triangular(x[0], x[1], shape),
         Op::Reshape { .. } => Ok(x[0].reshape(shape)?),
         Op::Permute { axes } if axes.is_empty() => Ok(x[0].clone()),
         Op::Permute { axes } => Ok(x[0].permute(axes.as_slice())?),
@@ -387,6 +388,26 @@ fn matmul(a: &Array, b: &Array, shape: &[usize]) -> OpResult {
         lead(a, m, k)?.matmul(&lead(b, k, n)?)?.reshape(shape)?
     };
     Ok(out.to_dtype(Stored::F32)?)
+}
+
+/// Forward substitution, in f64 and rounded once: row i of x is b's less the rows before it, scaled by row i of a.
+fn solve_triangular(a: &Array, b: &Array, shape: &[usize]) -> OpResult {
+    let rank = shape.len();
+    let (n, m) = (shape[rank - 2], shape[rank - 1]);
+    let square: Vec<usize> = shape[..rank - 2].iter().copied().chain([n, n]).collect();
+    let a: Vec<f32> = elements(&a.broadcast_as(square)?)?;
+    let mut x: Vec<f64> = elements::<f32>(&b.broadcast_as(shape)?)?.into_iter().map(f64::from).collect();
+    if !x.is_empty() {
+        for (a, x) in a.chunks_exact(n * n).zip(x.chunks_exact_mut(n * m)) {
+            for i in 0..n {
+                let (before, row) = x.split_at_mut(i * m);
+                for (factor, known) in a[i * n..].iter().zip(before.chunks_exact(m)) {
+                    row[..m].iter_mut().zip(known).for_each(|(x, y)| *x -= f64::from(*factor) * y);
+                }
+            }
+        }
+    }
+    array(x.into_iter().map(|v| v as f32).collect(), shape)
 }
 
 /// Converts a matrix or a batch of them; a transposed view is converted in the order it is stored in.

@@ -34,10 +34,10 @@ impl Prepared {
         let step = Step::new(&none)?;
         for i in (0..graph.nodes.len()).filter(|&i| live[i] && is_fixed[i]) {
             let value = match &graph.nodes[i].op {
-                Op::Weight { name, shape } => match loaded.get(name.as_str()) {
+                Op::Weight { name, shape, dtype } => match loaded.get(name.as_str()) {
                     Some(array) => array.clone(),
                     None => {
-                        let array = load(name, shape, weights)?;
+                        let array = load(name, shape, *dtype, weights)?;
                         loaded.insert(name, array.clone());
                         array
                     }
@@ -101,15 +101,15 @@ fn at_node(graph: &Graph, i: usize, message: String) -> EvalError {
     EvalError::Node { node: i, name: node.name.clone(), op, message }
 }
 
-fn load(name: &str, shape: &[usize], weights: WeightSource<'_>) -> Result<Array, EvalError> {
+fn load(name: &str, shape: &[usize], dtype: DType, weights: WeightSource<'_>) -> Result<Array, EvalError> {
     let fail = |message: String| EvalError::Weight { name: name.to_owned(), message };
     let tensor = weights(name).map_err(fail)?;
     if tensor.shape != shape {
         return Err(fail(format!("has shape {:?}, the graph expects {shape:?}", tensor.shape)));
     }
     let array = ops::from_data(tensor.data, shape).map_err(|e| fail(e.0))?;
-    if array.dtype() != ops::storage_type(DType::Float) {
-        return Err(fail("must be given as floats".into()));
+    if array.dtype() != ops::storage_type(dtype) {
+        return Err(fail(format!("must be given as {dtype}")));
     }
     Ok(array)
 }

@@ -286,6 +286,7 @@ fn attention_follows_its_documentation() {
             softcap: a.softcap,
             sinks: a.sinks.then(|| f.weight(&sinks)),
             alibi: a.alibi.then(|| f.literal(&slopes)),
+            ..AttentionOptions::default()
         };
         let y = f.b.attention(0, qkv, scale, options);
         assert_close(&format!("{a:?}"), &f.run(y, a.t, &[]).unwrap(), &expected, TOLERANCE);
