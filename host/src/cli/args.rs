@@ -79,7 +79,7 @@ pub(super) struct EngineArgs {
     #[arg(long, env = "HOST_KV_CACHE_DTYPE", default_value = "auto", value_parser = kv_cache_dtype)]
     pub(super) kv_cache_dtype: DtypeChoice,
     /// What runs the graph
-    #[arg(long, env = "HOST_EXECUTOR", default_value = "cpu")]
+    #[arg(long, env = "HOST_EXECUTOR", default_value = "auto")]
     pub(super) executor: ExecutorArg,
     /// Threads that compute [default: one a core]
     #[arg(long, env = "HOST_THREADS", value_parser = at_least_one)]
@@ -132,6 +132,8 @@ pub(super) enum LogFormat {
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExecutorArg {
+    /// Kernels on the CPU, or the reference for a model that they cannot run
+    Auto,
     /// Kernels on the CPU
     Cpu,
     /// Op by op, slow: the oracle
@@ -149,6 +151,7 @@ impl ModelArgs {
             dtype: engine.dtype,
             kv_cache_dtype: engine.kv_cache_dtype,
             executor: match engine.executor {
+                ExecutorArg::Auto => ExecutorKind::Auto,
                 ExecutorArg::Cpu => ExecutorKind::Cpu,
                 ExecutorArg::Reference => ExecutorKind::Reference,
             },

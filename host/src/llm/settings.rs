@@ -31,8 +31,10 @@ pub enum DtypeChoice {
 /// `--executor`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExecutorKind {
-    /// Kernels on the CPU.
+    /// Kernels on the CPU, or the reference for a graph that they cannot batch.
     #[default]
+    Auto,
+    /// Kernels on the CPU.
     Cpu,
     /// Op by op, slow: the oracle.
     Reference,
@@ -91,7 +93,7 @@ impl Default for LlmOptions {
             model_impl: ModelImpl::Auto,
             dtype: DtypeChoice::Auto,
             kv_cache_dtype: DtypeChoice::Auto,
-            executor: ExecutorKind::Cpu,
+            executor: ExecutorKind::Auto,
             threads: None,
             max_model_len: None,
             max_num_seqs: 256,
