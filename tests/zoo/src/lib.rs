@@ -195,6 +195,15 @@ impl Entry {
         Ok(recipe.files.into_values().flatten().map(|t| (t.name, t.dtype, t.shape)).collect())
     }
 
+    /// The entry's own Python files, where the model brings its code; sorted.
+    pub fn code(&self) -> Result<Vec<PathBuf>, ZooError> {
+        let items = fs::read_dir(&self.dir).map_err(io_error(&self.dir))?;
+        let names = items.flatten().map(|item| PathBuf::from(item.file_name()));
+        let mut files: Vec<PathBuf> = names.filter(|name| name.extension().is_some_and(|e| e == "py")).collect();
+        files.sort();
+        Ok(files)
+    }
+
     /// Writes the checkpoint into the folder `out/<name>` (made if need be) and returns that folder.
     pub fn materialize(&self, out: &Path) -> Result<PathBuf, ZooError> {
         let path = self.dir.join("weights.json");
@@ -204,6 +213,9 @@ impl Entry {
         fs::create_dir_all(&target).map_err(io_error(&target))?;
         let config = target.join("config.json");
         fs::copy(self.dir.join("config.json"), &config).map_err(io_error(&config))?;
+        for file in self.code()? {
+            fs::copy(self.dir.join(&file), target.join(&file)).map_err(io_error(&target.join(&file)))?;
+        }
         let mut weight_map = Map::new();
         let mut total = 0;
         for (file, tensors) in &recipe.files {
