@@ -2,5 +2,6 @@
 
 pub mod executors;
 pub mod library;
+pub mod support;
 pub mod ways;
 pub use host_zoo as zoo;

@@ -1,11 +1,13 @@
 //! One zoo entry through the whole library, from its folder by way of the plugin's shared library to the engine's answers:
 //! on both executors, and in every way in which the engine can come to run the same prompts. The ids are torch's, and
-//! nothing differs between the ways, not even in the last bit of a log-probability.
+//! nothing differs between the ways, not even in the last bit of a log-probability. Native plugins build the entries that
+//! they claim ([`check`]); the plugin `transformers` is tried with all of them (`support.rs`).
 
 use std::path::Path;
 
-use host::exec::Dtype;
-use host::llm::{Completion, ExecutorKind, Llm, LlmOptions, ModelSource, SamplingParams};
+use host::exec::{Dtype, PrefixCaching};
+use host::llm::{Completion, ExecutorKind, Llm, LlmOptions, LoadError, ModelSource, SamplingParams};
+use host::registry::ModelImpl;
 
 use crate::library;
 use crate::zoo::{self, Golden, GoldenPrompt};
@@ -39,6 +41,8 @@ struct Case<'a> {
     name: String,
     golden: &'a Golden,
     options: LlmOptions,
+    /// What the model's information must say about its plugin.
+    model_impl: &'static str,
 }
 
 /// Runs one entry in all ways on both executors. `worker` is `env!("CARGO_BIN_EXE_plugin-worker")`.
@@ -49,8 +53,26 @@ pub fn check(name: &str, worker: &str) {
     let folder = entry.materialize(dir.path()).expect("materialises");
     for executor in [ExecutorKind::Cpu, ExecutorKind::Reference] {
         let options = LlmOptions { executor, ..options(&folder, worker) };
-        Case { name: format!("{name} ({executor:?})"), golden: &golden, options }.run();
+        let name = format!("{name} ({executor:?})");
+        let case = Case { name, golden: &golden, options, model_impl: "native" };
+        case.run().unwrap_or_else(|e| panic!("{}: {e}", case.name));
     }
+}
+
+/// Runs one entry in all ways through the plugin `transformers`, on the executor that is chosen for it; gives the
+/// executor's name, or why the model does not load. Panics where anything comes out wrong.
+pub fn check_traced(name: &str, worker: &str) -> Result<String, LoadError> {
+    let entry = zoo::entry(name).expect("is in the zoo");
+    let golden = entry.golden().expect("has goldens");
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = entry.materialize(dir.path()).expect("materialises");
+    let options = LlmOptions {
+        registry: library::registry_with_transformers(worker),
+        model_impl: ModelImpl::Plugin("transformers".to_owned()),
+        trust_remote_code: true,
+        ..options(&folder, worker)
+    };
+    Case { name: name.to_owned(), golden: &golden, options, model_impl: "transformers" }.run()
 }
 
 fn options(folder: &Path, worker: &str) -> LlmOptions {
@@ -78,14 +100,16 @@ fn params() -> SamplingParams {
 }
 
 impl Case<'_> {
-    fn run(&self) {
+    /// The name of the executor that ran it; an error if the model does not load at first.
+    fn run(&self) -> Result<String, LoadError> {
         let prompts: Vec<&[u32]> = self.golden.prompts.iter().map(|p| p.prompt_ids.as_slice()).collect();
         let &[one, seven, forty] = prompts.as_slice() else { panic!("{}: not three prompts", self.name) };
         // As long as the prompt of 40, and longer.
         let branched = [&forty[..COMMON], &forty[..forty.len() - COMMON]].concat();
         let longer = [forty, &seven[..5]].concat();
 
-        let roomy = self.load("one at a time", |_| {});
+        let roomy = Llm::load(&self.options)?;
+        assert_eq!(roomy.info().model_impl, self.model_impl, "{}", self.name);
         let alone: Vec<Answer> = prompts.iter().map(|p| self.generate(&roomy, &[p]).remove(0).0).collect();
         self.compare_with_torch(&alone);
         assert_eq!(roomy.engine().stats().prefix_hits, 0, "{}: nothing is cached at first", self.name);
@@ -110,6 +134,7 @@ impl Case<'_> {
         let steps = forty.len().div_ceil(3) + TOKENS - 1;
         assert!(chunked.engine().stats().steps >= steps as u64, "{}: the prompt of 40 came in chunks", self.name);
         self.preemption(&known, roomy.engine().spec().kv_bytes_per_block, [one, seven, forty]);
+        Ok(roomy.info().executor.to_string())
     }
 
     /// Loads the model with other options.
@@ -117,7 +142,6 @@ impl Case<'_> {
         let mut options = self.options.clone();
         change(&mut options);
         let llm = Llm::load(&options).unwrap_or_else(|e| panic!("{}, {way}: {e}", self.name));
-        assert_eq!(llm.info().model_impl, "native");
         llm
     }
 
@@ -144,15 +168,18 @@ impl Case<'_> {
 
     /// The prompts again, and two that begin as the longest does, after it has been computed.
     fn prefix_hits(&self, llm: &Llm, known: &[(&[u32], Answer)], branched: &[u32], longer: &[u32]) {
+        // Where state cannot be shared, nothing is taken from a cache and everything is right all the same.
+        let shares = llm.engine().spec().prefix_cache == PrefixCaching::Shared;
+        let hits = |tokens: usize| if shares { tokens } else { 0 };
         let goldens: Vec<&[u32]> = self.golden.prompts.iter().map(|p| p.prompt_ids.as_slice()).collect();
         let again = self.expect(llm, "from the cache", known, &goldens);
-        assert_eq!(again, [0, 0, 32], "{}: tokens from the cache", self.name);
-        assert_eq!(self.expect(llm, "a common beginning", known, &[branched]), [16], "{}", self.name);
+        assert_eq!(again, [0, 0, hits(32)], "{}: tokens from the cache", self.name);
+        assert_eq!(self.expect(llm, "a common beginning", known, &[branched]), [hits(16)], "{}", self.name);
         let more = self.expect(llm, "a longer prompt", known, &[longer]);
         // Where keys depend on the length of the whole sequence, that is what the prompt of 40 left when it had grown so
         // long; a cache that took those of another length would give other ids.
-        assert_eq!(more, [32], "{}: tokens from the cache", self.name);
-        assert_eq!(llm.engine().stats().prefix_hits, 80, "{}", self.name);
+        assert_eq!(more, [hits(32)], "{}: tokens from the cache", self.name);
+        assert_eq!(llm.engine().stats().prefix_hits, hits(80) as u64, "{}", self.name);
     }
 
     /// A crowd in few blocks. Three prompts of 7 are admitted while each has one block and all need a second one at the same
