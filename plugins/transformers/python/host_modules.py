@@ -41,4 +41,8 @@ def source(name):
 
 
 def prepare(module, kind):
-    """Called before the code of a module runs; may put names into it."""
+    """Called before the code of a module runs: models get a `range` and a `min` that know sizes which depend on tokens."""
+    if kind == "model" or (kind == "package" and module.__name__.startswith("transformers.models.")):
+        from torch import _trace
+
+        module.__dict__.update(_trace.GLOBALS)

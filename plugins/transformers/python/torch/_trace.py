@@ -104,6 +104,24 @@ def trace_range(*bounds):
     return range(*bounds)
 
 
+def trace_min(*args, **kwargs):
+    """`min` for modules of models: of a constant and a size that depends on T, the result remembers the constant.
+
+    In `scores.topk(min(k, T))` that is the number that counts, whatever T is now (see _reduce.topk).
+    """
+    least = min(*args, **kwargs)
+    if type(least) is SymInt and len(args) == 2:
+        constants = [a for a in args if type(a) is int]
+        if constants:
+            least = SymInt(int(least), least.poly, least.text)
+            least.at_most = constants[0]
+    return least
+
+
+# Names that the importer puts into modules of models before their code runs.
+GLOBALS = {"range": trace_range, "min": trace_min}
+
+
 # ---- values --------------------------------------------------------------------------------------------------------
 class Value:
     __slots__ = ("shape", "ir", "live", "data", "op", "ins", "make", "node", "epoch", "label")
@@ -341,8 +359,9 @@ def name_modules(model):
     for path, m in model.named_modules():
         m.__dict__["_path"] = path
         for n, p in list(m._parameters.items()) + list(m._buffers.items()):
-            if p is not None and p._v.label is None and p._v.data is None and p._v.op is None:
-                p._v.label = (path + "." if path else "") + n
+            v = getattr(p, "_v", None)
+            if v is not None and v.label is None and v.data is None and v.op is None:
+                v.label = (path + "." if path else "") + n
 
 
 def record(op, ins, shape, dtype):
