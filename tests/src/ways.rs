@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use host::exec::{Dtype, PrefixCaching};
-use host::llm::{Completion, ExecutorKind, Llm, LlmOptions, LoadError, ModelSource, SamplingParams};
+use host::llm::{Completion, ExecutorKind, Llm, LlmOptions, ModelSource, SamplingParams};
 use host::registry::ModelImpl;
 
 use crate::library;
@@ -61,14 +61,14 @@ pub fn check(name: &str, worker: &str) {
 
 /// Runs one entry in all ways through the plugin `transformers`, on the executor that is chosen for it; gives the
 /// executor's name, or why the model does not load. Panics where anything comes out wrong.
-pub fn check_traced(name: &str, worker: &str) -> Result<String, LoadError> {
+pub fn check_traced(name: &str, worker: &str) -> Result<String, String> {
     let entry = zoo::entry(name).expect("is in the zoo");
     let golden = entry.golden().expect("has goldens");
     let dir = tempfile::tempdir().expect("a folder");
     let folder = entry.materialize(dir.path()).expect("materialises");
     let options = LlmOptions {
         registry: library::registry_with_transformers(worker),
-        model_impl: ModelImpl::Plugin("transformers".to_owned()),
+        model_impl: ModelImpl::Transformers,
         trust_remote_code: true,
         ..options(&folder, worker)
     };
@@ -101,14 +101,14 @@ fn params() -> SamplingParams {
 
 impl Case<'_> {
     /// The name of the executor that ran it; an error if the model does not load at first.
-    fn run(&self) -> Result<String, LoadError> {
+    fn run(&self) -> Result<String, String> {
         let prompts: Vec<&[u32]> = self.golden.prompts.iter().map(|p| p.prompt_ids.as_slice()).collect();
         let &[one, seven, forty] = prompts.as_slice() else { panic!("{}: not three prompts", self.name) };
         // As long as the prompt of 40, and longer.
         let branched = [&forty[..COMMON], &forty[..forty.len() - COMMON]].concat();
         let longer = [forty, &seven[..5]].concat();
 
-        let roomy = Llm::load(&self.options)?;
+        let roomy = Llm::load(&self.options).map_err(|e| e.to_string())?;
         assert_eq!(roomy.info().model_impl, self.model_impl, "{}", self.name);
         let alone: Vec<Answer> = prompts.iter().map(|p| self.generate(&roomy, &[p]).remove(0).0).collect();
         self.compare_with_torch(&alone);
@@ -141,8 +141,7 @@ impl Case<'_> {
     fn load(&self, way: &str, change: impl FnOnce(&mut LlmOptions)) -> Llm {
         let mut options = self.options.clone();
         change(&mut options);
-        let llm = Llm::load(&options).unwrap_or_else(|e| panic!("{}, {way}: {e}", self.name));
-        llm
+        Llm::load(&options).unwrap_or_else(|e| panic!("{}, {way}: {e}", self.name))
     }
 
     /// The answers, and how many tokens of each prompt came from the prefix cache.
