@@ -9,7 +9,6 @@ mod commands;
 mod http;
 #[path = "../serve/models.rs"]
 mod models;
-mod package;
 #[path = "../serve/program.rs"]
 mod program;
 mod settings;
