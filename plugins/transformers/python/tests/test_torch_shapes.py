@@ -67,6 +67,7 @@ def test_writes():
     check(lambda x: x.t()[1].zero_(), [[0.0, 0.0, 2.0], [3.0, 0.0, 5.0]])
     check(lambda x: x.view(-1)[1:3].copy_(torch.tensor([7.0, 8.0])), [[0.0, 7.0, 8.0], [3.0, 4.0, 5.0]])
     check(lambda x: x.masked_fill_(x == 1, 5.0), [[0.0, 5.0, 2.0], [3.0, 4.0, 5.0]])
+    check(lambda x: x.transpose_(0, 1).unsqueeze_(0), [[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]])
     check(lambda x: torch.mul(x, 2, out=x), [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]])
 
 

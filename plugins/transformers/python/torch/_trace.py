@@ -51,7 +51,7 @@ def name():
 
     Texts are put together as the interpreter does it fastest, here and in other places that run for every node.
     """
-    f = _getframe(2)
+    f = _getframe(3)  # ours: this function, `rec`, and the one that called it
     while f is not None:
         filename = f.f_code.co_filename
         short = _SHORT.get(filename)
