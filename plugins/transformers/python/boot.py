@@ -4,6 +4,7 @@ Imports serve our own files, the standard library as far as src/whitelist.rs kee
 host_modules.py says, and the model's own files. Nothing else exists.
 """
 
+import builtins
 import sys
 
 import _host
@@ -45,6 +46,17 @@ class _Log:
 
 
 sys.stdout = sys.stderr = _Log()
+# Where the host's program is, is nobody's business; how deep calls may nest is decided outside.
+sys.argv, sys.orig_argv, sys.executable = [], [], ""
+sys.prefix = sys.exec_prefix = sys.base_prefix = sys.base_exec_prefix = ""
+sys.setrecursionlimit = lambda limit: None
+
+
+def _no_files(file, *args, **kwargs):
+    raise PermissionError(f"open({file!r}): modelling code has no access to files")
+
+
+_io.open = builtins.open = _no_files
 
 
 class _Loader:
