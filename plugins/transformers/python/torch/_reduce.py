@@ -34,7 +34,7 @@ def reduce_axis(op, x, axis, keep, dtype=None):
     shape = x.shape
     shape = Size(shape[:axis] + ((1,) if keep else ()) + shape[axis + 1 :])
     dtype = dtype or x.dtype
-    text = "%s(axis:%d,keep:%s)" % (op, axis, "true" if keep else "false")
+    text = f"{op}(axis:{axis},keep:{'true' if keep else 'false'})"
     return rec(text, [x], shape, dtype, _numbers.reduction, (op, axis, dtype.ir))
 
 

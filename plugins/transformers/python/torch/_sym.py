@@ -21,6 +21,7 @@ class SymInt(int):
         self = int.__new__(cls, value)
         self.poly = poly
         self.text = why or ("?" if poly is None else _text(poly))
+        self.quoted = None if poly is None else '"%s"' % _text(poly)  # in the graph's text
         return self
 
     def __repr__(self):
@@ -271,36 +272,15 @@ def is_static(shape):
     return True
 
 
-class Size(tuple):
-    """torch.Size."""
+class TorchSize(tuple):
+    """torch.Size, as `Tensor.size()` gives it. Shapes are plain tuples elsewhere: they are made all the time."""
 
     def numel(self):
         return product(self)
 
-    def __getitem__(self, i):
-        r = tuple.__getitem__(self, i)
-        return Size(r) if type(i) is slice else r
-
-    def __add__(self, other):
-        return Size(tuple.__add__(self, tuple(other)))
-
-    def __radd__(self, other):
-        return Size(tuple(other) + tuple(self))
-
     def __repr__(self):
         return "torch.Size(%s)" % (list(self),)
 
-    def __eq__(self, other):
-        if not isinstance(other, (tuple, list)):
-            return NotImplemented
-        return same_shape(self, other)
 
-    def __ne__(self, other):
-        r = self.__eq__(other)
-        return r if r is NotImplemented else not r
-
-    def __hash__(self):
-        return tuple.__hash__(self)
-
-
-EMPTY = Size()
+Size = tuple
+EMPTY = ()
