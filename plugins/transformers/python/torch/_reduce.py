@@ -409,5 +409,3 @@ def renorm(x, p, dim, maxnorm):
     others = [i for i in range(len(x.shape)) if i != axis_of(dim, len(x.shape))]
     length = norm(x, p, others, True)
     return mul(x, clamp(div(maxnorm, add(length, 1e-7)), max=1.0))
-
-

@@ -348,7 +348,10 @@ def stack(tensors, dim=0, *, out=None):
 
 def _join(name, low_rank, dim):
     def f(tensors):
-        tensors = [x if len(x.shape) >= low_rank else _reshape(x, (1,) * (low_rank - len(x.shape)) + tuple(x.shape), False) for x in tensors]
+        tensors = [
+            x if len(x.shape) >= low_rank else _reshape(x, (1,) * (low_rank - len(x.shape)) + tuple(x.shape), False)
+            for x in tensors
+        ]
         return cat(tensors, dim if len(tensors[0].shape) > dim else 0)
 
     f.__name__ = name
@@ -392,7 +395,8 @@ def split(x, split_size_or_sections=None, dim=0, split_size=None, split_sizes=No
             count = total // k
             if type(count) is SymInt or int(total) % int(k):
                 raise TraceError(
-                    "a split of a size of %s into pieces of %s, the number of which depends on the number of tokens" % (total, k),
+                    "a split of a size of %s into pieces of %s, the number of which depends on the number of tokens"
+                    % (total, k),
                     "it must be a single op over all tokens",
                 )
             sizes = [k] * count
@@ -479,7 +483,9 @@ def meshgrid(*tensors, indexing="ij"):
     if indexing == "xy":
         tensors[:2] = tensors[1::-1]
     shape = [x.shape[0] if x.shape else 1 for x in tensors]
-    out = [expand(_reshape(x, [1] * i + [shape[i]] + [1] * (len(shape) - i - 1), False), *shape) for i, x in enumerate(tensors)]
+    out = [
+        expand(_reshape(x, [1] * i + [shape[i]] + [1] * (len(shape) - i - 1), False), *shape) for i, x in enumerate(tensors)
+    ]
     if indexing == "xy":
         out[:2] = out[1::-1]
     return tuple(out)

@@ -436,5 +436,3 @@ def concrete(t, construct):
         "%s of a constant of shape %s" % (construct, list(t.shape)),
         "constants of more than %d elements, or that depend on T, have no value while tracing" % LIMIT,
     )
-
-
