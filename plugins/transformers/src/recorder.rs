@@ -38,11 +38,6 @@ impl Recorder {
         self.model = None;
     }
 
-    /// Whether nothing was recorded.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.traces.is_empty()
-    }
-
     /// What the model calls itself, and the longest sequence that it is made for.
     pub(crate) fn set_model(&mut self, architecture: String, context_length: u64) {
         self.model = Some((architecture, context_length));
@@ -247,6 +242,18 @@ mod tests {
         assert!(r.push("neg", vec![Value(7)], "").unwrap_err().contains("%7"));
         let x = r.push("iota(len:\"T\")", vec![], "").unwrap();
         assert!(r.push("not", vec![x], "m.py:9").unwrap_err().contains("m.py:9"));
+    }
+
+    #[test]
+    fn a_graph_without_end_is_stopped() {
+        let mut r = Recorder::default();
+        r.begin(3);
+        let x = r.push("iota(len:1)", vec![], "").unwrap();
+        let graph = r.current().unwrap();
+        let node = graph.node(x).clone();
+        graph.nodes.resize(spec::MAX_NODES - 1, node);
+        assert!(r.push("neg", vec![x], "").is_ok());
+        assert_eq!(r.push("neg", vec![x], "").unwrap_err(), "the graph has more than 1000000 nodes");
     }
 
     #[test]
