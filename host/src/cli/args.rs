@@ -93,9 +93,12 @@ pub(super) struct EngineArgs {
     /// The most tokens in a step; longer prompts take several
     #[arg(long, env = "HOST_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "TOKENS", value_parser = at_least_one)]
     pub(super) max_num_batched_tokens: usize,
-    /// The most requests that wait; more are answered with 503
-    #[arg(long, env = "HOST_MAX_WAITING", default_value_t = 1024, value_name = "N", alias = "max-num-queued-reqs", value_parser = at_least_one)]
-    pub(super) max_waiting: usize,
+    /// The most requests that wait; more are answered with 429
+    #[arg(long, env = "HOST_MAX_NUM_QUEUED_REQS", default_value_t = 1024, value_name = "N", alias = "max-waiting", value_parser = at_least_one)]
+    pub(super) max_num_queued_reqs: usize,
+    /// The most prompt tokens that wait; more are answered with 429 [default: no limit of their own]
+    #[arg(long, env = "HOST_MAX_NUM_QUEUED_TOKENS", value_name = "TOKENS", value_parser = tokens)]
+    pub(super) max_num_queued_tokens: Option<usize>,
     /// Memory of the KV cache, e.g. 4GiB [default: what all sequences need, at most half of what is free]
     #[arg(long, env = "HOST_KV_CACHE_MEMORY", value_name = "SIZE", value_parser = size)]
     pub(super) kv_cache_memory: Option<u64>,
@@ -157,7 +160,8 @@ impl ModelArgs {
             // vLLM does the same: a small budget bounds the sequences too.
             max_num_seqs: engine.max_num_seqs.min(engine.max_num_batched_tokens),
             max_num_batched_tokens: engine.max_num_batched_tokens,
-            max_waiting: engine.max_waiting,
+            max_waiting: engine.max_num_queued_reqs,
+            max_waiting_tokens: engine.max_num_queued_tokens,
             enable_prefix_caching: !engine.no_enable_prefix_caching,
             kv_cache_memory: engine.kv_cache_memory,
             skip_tokenizer_init: self.skip_tokenizer_init,

@@ -175,6 +175,7 @@ impl Llm {
             kv_blocks,
             enable_prefix_caching: options.enable_prefix_caching,
             max_waiting: options.max_waiting,
+            max_waiting_tokens: options.max_waiting_tokens,
         };
         let engine = Engine::start(executor, config)?;
         phase.done("engine");

@@ -69,6 +69,8 @@ pub struct LlmOptions {
     pub max_num_batched_tokens: usize,
     /// The most requests that wait.
     pub max_waiting: usize,
+    /// The most prompt tokens that wait; `None`: as many as those requests have.
+    pub max_waiting_tokens: Option<usize>,
     /// Reuse the keys and values of common beginnings.
     pub enable_prefix_caching: bool,
     /// Bytes of the KV cache; `None`: from free memory.
@@ -97,6 +99,7 @@ impl Default for LlmOptions {
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             max_waiting: 1024,
+            max_waiting_tokens: None,
             enable_prefix_caching: true,
             kv_cache_memory: None,
             skip_tokenizer_init: false,
