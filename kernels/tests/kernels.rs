@@ -89,6 +89,7 @@ fn row_wise_kernels_match_f64() {
         "mul",
         "scale",
         "soft",
+        "zip",
         "argmax",
         "embed",
         "gather",
@@ -135,6 +136,7 @@ fn attention_specs() -> Vec<AttentionSpec> {
     vec![
         base.clone(),
         AttentionSpec { bf16: true, ..base.clone() },
+        AttentionSpec { chunk: Some(41), ..base.clone() },
         AttentionSpec { window: Some(37), alibi: true, sinks: true, ..base.clone() },
         AttentionSpec {
             heads: 3,

@@ -30,8 +30,9 @@ pub use features::{Isa, cpu_features, default_threads};
 pub use gemm::{Compute, Epilogue, Groups, Scratch, Segment, grouped_linear, linear};
 pub use operands::{Rows, RowsMut, WeightDtype, WeightRef};
 pub use ops::{
-    LayerNorm, RmsNorm, Rope, RopeStyle, activate, activate_to, add, add_assign, add_layer_norm, add_rms_norm, argmax,
-    embed, gated, gather_rows, layer_norm, mul, rms_norm, rms_norm_heads, rope, rope_to, scale, softcap, softmax,
+    Binary, LayerNorm, RmsNorm, Rope, RopeStyle, ZipOperand, ZipRuns, activate, activate_to, add, add_assign,
+    add_layer_norm, add_rms_norm, argmax, embed, gated, gather_rows, layer_norm, layer_norm_parts, mul, rms_norm,
+    rms_norm_parts, rope, rope_to, scale, softcap, softmax, softmax_to, zip,
 };
 pub use pool::{Pool, split};
 pub use recurrent::{
