@@ -230,11 +230,14 @@ fn chunks(seqs: &[StateSpan], chunk: usize) -> Vec<(usize, StateSpan)> {
     seqs.iter().flat_map(cut).collect()
 }
 
+/// What, the width of its outputs, the sequences, the state, and a step.
+type Recurrent = (String, usize, Vec<StateSpan>, Vec<f32>, table::recurrent::Step);
+
 /// Rows give the same bits whole and cut into steps, with other sequences and alone, and leave the same state.
 #[test]
 fn recurrent_kernels_are_batch_invariant() {
     for cpu in cpus() {
-        let mut runs: Vec<(String, usize, Vec<StateSpan>, Vec<f32>, table::recurrent::Step)> = vec![];
+        let mut runs: Vec<Recurrent> = vec![];
         for spec in conv_specs() {
             let (what, width, seqs) = (format!("{spec:?}"), spec.channels, spec.seqs.0.clone());
             let operands = ConvOperands::new(spec);

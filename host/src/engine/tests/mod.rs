@@ -48,7 +48,6 @@ fn limits(kv_blocks: usize) -> Limits {
         kv_blocks,
         window: None,
         prefix_cache: PrefixCaching::Shared,
-        state_bytes_per_seq: 0,
         by_length: None,
     }
 }
