@@ -319,6 +319,9 @@ def _top_of_tokens(y, k):
     nothing to a mask; torch would refuse, and models ask for min(k, T). Of equals the later place wins, as in torch where
     an axis is long.
     """
+    guard = getattr(k, "guard", None)
+    if guard in _trace.GUARDS:
+        _trace.GUARDS.remove(guard)
     if type(k) is SymInt:
         k = getattr(k, "at_most", None) or k
     if type(k) is SymInt:

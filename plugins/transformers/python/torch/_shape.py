@@ -7,7 +7,7 @@ split into a number of pieces that depends on T is an error. Methods of Tensor, 
 from . import _numbers, _trace
 from ._dtypes import promote
 from ._sym import Size, SymInt, product, same, same_shape
-from ._tensor import FUNCTIONS, Tensor, axis_of, broadcast_shapes, convert, export, sizes_of, view
+from ._tensor import FUNCTIONS, Tensor, assign_all, axis_of, broadcast_shapes, convert, export, sizes_of, view
 from ._trace import TraceError, dims, rec
 
 
@@ -116,7 +116,7 @@ def unflatten(x, dim, sizes):
     return _reshape(x, tuple(x.shape[:d]) + tuple(sizes) + tuple(x.shape[d + 1 :]), True)
 
 
-@export("unsqueeze", inplace=True)
+@export("unsqueeze")
 def unsqueeze(x, dim):
     d = axis_of(dim, len(x.shape) + 1)
     shape = Size(x.shape[:d] + (1,) + x.shape[d:])
@@ -218,6 +218,20 @@ def movedim(x, source, destination):
 
 Tensor.T = property(lambda x: _permute(x, list(range(len(x.shape)))[::-1]))
 Tensor.mT = Tensor.H = Tensor.mH = property(lambda x: transpose(x, -1, -2))
+
+
+def _reshaping(name):
+    """A method that changes its tensor's shape in place."""
+    f = FUNCTIONS[name]
+
+    def method(x, *args):
+        return assign_all(x, f(x, *args))
+
+    setattr(Tensor, name + "_", method)
+
+
+for _n in ("unsqueeze", "squeeze", "transpose", "swapaxes", "t"):
+    _reshaping(_n)
 
 
 # ---- broadcast -----------------------------------------------------------------------------------------------------

@@ -198,6 +198,10 @@ class ConstantPad1d(_Pad):
     dimensions = 1
 
 
+class ConstantPad2d(_Pad):
+    dimensions = 2
+
+
 class ZeroPad1d(_Pad):
     dimensions = 1
 
