@@ -20,7 +20,7 @@ _getframe = sys._getframe
 _push = _graph.push
 
 # Concrete values have at most this many elements; larger ones stay expressions.
-LIMIT = 8192
+LIMIT = 2048
 
 
 class _State:
