@@ -79,7 +79,7 @@ pub(super) struct EngineArgs {
     #[arg(long, env = "HOST_KV_CACHE_DTYPE", default_value = "auto", value_parser = kv_cache_dtype)]
     pub(super) kv_cache_dtype: DtypeChoice,
     /// What runs the graph
-    #[arg(long, env = "HOST_EXECUTOR", default_value = "cpu")]
+    #[arg(long, env = "HOST_EXECUTOR", default_value = "auto")]
     pub(super) executor: ExecutorArg,
     /// Threads that compute [default: one a core]
     #[arg(long, env = "HOST_THREADS", value_parser = at_least_one)]
@@ -93,9 +93,12 @@ pub(super) struct EngineArgs {
     /// The most tokens in a step; longer prompts take several
     #[arg(long, env = "HOST_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "TOKENS", value_parser = at_least_one)]
     pub(super) max_num_batched_tokens: usize,
-    /// The most requests that wait; more are answered with 503
-    #[arg(long, env = "HOST_MAX_WAITING", default_value_t = 1024, value_name = "N", alias = "max-num-queued-reqs", value_parser = at_least_one)]
-    pub(super) max_waiting: usize,
+    /// The most requests that wait; more are answered with 429
+    #[arg(long, env = "HOST_MAX_NUM_QUEUED_REQS", default_value_t = 1024, value_name = "N", alias = "max-waiting", value_parser = at_least_one)]
+    pub(super) max_num_queued_reqs: usize,
+    /// The most prompt tokens that wait; more are answered with 429 [default: no limit of their own]
+    #[arg(long, env = "HOST_MAX_NUM_QUEUED_TOKENS", value_name = "TOKENS", value_parser = tokens)]
+    pub(super) max_num_queued_tokens: Option<usize>,
     /// Memory of the KV cache, e.g. 4GiB [default: what all sequences need, at most half of what is free]
     #[arg(long, env = "HOST_KV_CACHE_MEMORY", value_name = "SIZE", value_parser = size)]
     pub(super) kv_cache_memory: Option<u64>,
@@ -129,6 +132,8 @@ pub(super) enum LogFormat {
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExecutorArg {
+    /// Kernels on the CPU, or the reference for a model that they cannot run
+    Auto,
     /// Kernels on the CPU
     Cpu,
     /// Op by op, slow: the oracle
@@ -146,6 +151,7 @@ impl ModelArgs {
             dtype: engine.dtype,
             kv_cache_dtype: engine.kv_cache_dtype,
             executor: match engine.executor {
+                ExecutorArg::Auto => ExecutorKind::Auto,
                 ExecutorArg::Cpu => ExecutorKind::Cpu,
                 ExecutorArg::Reference => ExecutorKind::Reference,
             },
@@ -154,7 +160,8 @@ impl ModelArgs {
             // vLLM does the same: a small budget bounds the sequences too.
             max_num_seqs: engine.max_num_seqs.min(engine.max_num_batched_tokens),
             max_num_batched_tokens: engine.max_num_batched_tokens,
-            max_waiting: engine.max_waiting,
+            max_waiting: engine.max_num_queued_reqs,
+            max_waiting_tokens: engine.max_num_queued_tokens,
             enable_prefix_caching: !engine.no_enable_prefix_caching,
             kv_cache_memory: engine.kv_cache_memory,
             skip_tokenizer_init: self.skip_tokenizer_init,

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::args::ModelArgs;
 use crate::exec::BLOCK_SIZE;
-use crate::exec::cpu::{self, Call};
+use crate::exec::cpu::{Call, LowerError, Plan};
 use crate::graph::PASSES;
 use crate::llm::Blueprint;
 
@@ -44,7 +44,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         writeln!(out, "\n# after {}\n{}", passes.join(", "), blueprint.graph.to_text())?;
     }
     if args.show.plan {
-        let (_, plan) = cpu::plan(&blueprint.graph, &blueprint.checkpoint.weights, blueprint.dtype)?;
+        let (_, plan) = blueprint.plan()?;
         writeln!(out, "\n{plan}")?;
     }
     Ok(())
@@ -54,10 +54,6 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
     let weights = &b.checkpoint.weights;
     let parameters: usize = weights.describe().map(|(_, _, shape)| shape.iter().product::<usize>()).sum();
     let decode = b.model.graphs.get("decode");
-    let (_, plan) = cpu::plan(&b.graph, weights, b.dtype)?;
-    let per_token: usize = plan.states.iter().map(|s| s.heads * (s.key_dim + s.value_dim)).sum();
-    let kv_bytes = per_token * if b.kv_cache_dtype == crate::exec::Dtype::Float32 { 4 } else { 2 };
-    let fallbacks = plan.calls.iter().filter(|c| matches!(c, Call::Reference { .. })).count();
     writeln!(out, "model           {}", b.checkpoint.name)?;
     writeln!(out, "architecture    {}", b.model.architecture)?;
     writeln!(
@@ -89,6 +85,19 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
         b.graph.nodes.len(),
         PASSES.len()
     )?;
+    match b.plan() {
+        Ok((_, plan)) => planned(b, &plan, out),
+        Err(reason @ LowerError::NotBatchable { .. }) => {
+            Ok(writeln!(out, "plan            none, it runs on the reference executor, slowly: {reason}")?)
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn planned(b: &Blueprint, plan: &Plan, out: &mut dyn Write) -> anyhow::Result<()> {
+    let per_token: usize = plan.states.iter().map(|s| s.heads * (s.key_dim + s.value_dim)).sum();
+    let kv_bytes = per_token * if b.kv_cache_dtype == crate::exec::Dtype::Float32 { 4 } else { 2 };
+    let fallbacks = plan.calls.iter().filter(|c| matches!(c, Call::Reference { .. })).count();
     writeln!(
         out,
         "plan            {} kernel calls over {} buffers, {fallbacks} by the reference executor",

@@ -123,6 +123,9 @@ mod tests {
         let Command::Serve(args) = cli.command else { panic!("another command") };
         let (options, defaults) = (args.model.options().expect("options"), crate::llm::LlmOptions::default());
         assert_eq!(format!("{options:?}"), format!("{defaults:?}"));
-        assert_eq!(format!("{:?}", args.server_config()), format!("{:?}", crate::server::ServerConfig::default()));
+        assert_eq!(
+            format!("{:?}", args.server_config().expect("a configuration")),
+            format!("{:?}", crate::server::ServerConfig::default())
+        );
     }
 }

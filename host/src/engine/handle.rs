@@ -32,6 +32,8 @@ pub struct EngineConfig {
     pub enable_prefix_caching: bool,
     /// The most requests that wait for their first step; more are refused.
     pub max_waiting: usize,
+    /// The most prompt tokens that wait for their first step; more are refused, but one request always may wait.
+    pub max_waiting_tokens: Option<usize>,
 }
 
 impl EngineConfig {
@@ -44,6 +46,7 @@ impl EngineConfig {
             kv_blocks,
             enable_prefix_caching: true,
             max_waiting: 1024,
+            max_waiting_tokens: None,
         }
     }
 
@@ -118,8 +121,21 @@ pub enum EngineError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// `max_waiting` requests wait already.
-    #[error("the queue is full: {limit} requests wait already; try again later, or raise --max-waiting")]
+    #[error("the queue is full: {limit} requests wait already; try again later, or raise --max-num-queued-reqs")]
     QueueFull {
+        /// The bound.
+        limit: usize,
+    },
+    /// `max_waiting_tokens` would be exceeded.
+    #[error(
+        "the queue is full: prompts of {waiting} tokens wait already and this one has {tokens}, the limit is {limit}; try \
+         again later, or raise --max-num-queued-tokens"
+    )]
+    TokensQueued {
+        /// Prompt tokens that wait.
+        waiting: usize,
+        /// Prompt tokens of this request.
+        tokens: usize,
         /// The bound.
         limit: usize,
     },
@@ -247,9 +263,16 @@ impl EngineHandle {
         if shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_err() {
             return Err(SubmitError::QueueFull { limit });
         }
+        let sizes: Vec<usize> = requests.iter().map(|request| request.prompt.len()).collect();
+        let tokens = sizes.iter().sum();
+        if let Err(error) = shared.queue_tokens(tokens, config.max_waiting_tokens) {
+            shared.queued.fetch_sub(requests.len(), Ordering::AcqRel);
+            return Err(error);
+        }
+        let mut left_tokens = tokens;
         let mut streams = Vec::with_capacity(requests.len());
         let mut left = requests.len();
-        for (request, max_len) in requests.into_iter().zip(lengths) {
+        for ((request, max_len), size) in requests.into_iter().zip(lengths).zip(sizes) {
             // Room for every event there can be: the engine never waits for a client.
             let (events, receiver) = mpsc::channel(max_len - request.prompt.len() + 4);
             let seed = request.params.seed.unwrap_or_else(random_seed);
@@ -257,12 +280,14 @@ impl EngineHandle {
             let submission = Submission { id, seed, request, max_len, events };
             if let Err(error) = commands.try_send(Command::Submit(Box::new(submission))) {
                 shared.queued.fetch_sub(left, Ordering::AcqRel);
+                shared.queued_tokens.fetch_sub(left_tokens, Ordering::AcqRel);
                 return Err(match error {
                     TrySendError::Full(_) => SubmitError::QueueFull { limit },
                     TrySendError::Disconnected(_) => SubmitError::Stopped,
                 });
             }
             left -= 1;
+            left_tokens -= size;
             streams.push(EventStream { events: receiver, ended: false });
         }
         Ok(streams)

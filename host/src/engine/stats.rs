@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::handle::SubmitError;
+
 /// Whether the engine takes requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -69,6 +71,8 @@ pub(super) struct Shared {
     pub(super) next_id: AtomicU64,
     /// Requests submitted that have not run yet: what `max_waiting` bounds.
     pub(super) queued: AtomicUsize,
+    /// Tokens of their prompts.
+    pub(super) queued_tokens: AtomicUsize,
     pub(super) prompt_tokens: AtomicU64,
     pub(super) generation_tokens: AtomicU64,
     pub(super) running: AtomicUsize,
@@ -92,6 +96,7 @@ impl Shared {
         Self {
             next_id: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
+            queued_tokens: AtomicUsize::new(0),
             prompt_tokens: AtomicU64::new(0),
             generation_tokens: AtomicU64::new(0),
             running: AtomicUsize::new(0),
@@ -109,6 +114,26 @@ impl Shared {
             heartbeat: AtomicU64::new(0),
             stopped: (Mutex::new(false), Condvar::new()),
         }
+    }
+
+    /// Counts the prompt tokens of requests that are about to wait, unless they are too many. What comes to an empty
+    /// queue is always taken: it could never run otherwise.
+    pub(super) fn queue_tokens(&self, tokens: usize, limit: Option<usize>) -> Result<(), SubmitError> {
+        let limit = limit.unwrap_or(usize::MAX);
+        let room = |waiting: usize| {
+            let sum = waiting.saturating_add(tokens);
+            (waiting == 0 || sum <= limit).then_some(sum)
+        };
+        match self.queued_tokens.fetch_update(Ordering::AcqRel, Ordering::Acquire, room) {
+            Ok(_) => Ok(()),
+            Err(waiting) => Err(SubmitError::TokensQueued { waiting, tokens, limit }),
+        }
+    }
+
+    /// A request waits no more.
+    pub(super) fn unqueue(&self, tokens: usize) {
+        self.queued.fetch_sub(1, Ordering::AcqRel);
+        self.queued_tokens.fetch_sub(tokens, Ordering::AcqRel);
     }
 
     pub(super) fn state(&self) -> EngineState {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
@@ -53,8 +53,9 @@ struct Request {
     history: History,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     events: Sender<EngineEvent>,
-    /// Counts towards `Shared::queued`.
+    /// Counts towards `Shared::queued`, with this many tokens.
     queued: bool,
+    prompt_len: usize,
     arrival: Instant,
     first_scheduled: Option<Instant>,
     first_token: Option<Instant>,
@@ -202,6 +203,7 @@ impl Core {
         let Submission { id, seed, request, max_len, events } = submission;
         let super::EngineRequest { prompt, params, priority, arrival } = request;
         let history = History::new(&prompt, &params);
+        let prompt_len = prompt.len();
         self.scheduler.add(Sequence::new(id, priority, prompt, params.prompt_logprobs.is_some()));
         let prompt_logprobs = if params.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         let request = Request {
@@ -213,6 +215,7 @@ impl Core {
             prompt_logprobs,
             events,
             queued: true,
+            prompt_len,
             arrival,
             first_scheduled: None,
             first_token: None,
@@ -255,7 +258,7 @@ impl Core {
             return;
         };
         if std::mem::take(&mut request.queued) {
-            self.shared.queued.fetch_sub(1, AcqRel);
+            self.shared.unqueue(request.prompt_len);
             request.first_scheduled = Some(now);
             let cached_tokens =
                 self.scheduler.running().iter().find(|seq| seq.id == id).map_or(0, |seq| seq.cached_tokens);
@@ -301,7 +304,7 @@ impl Core {
             self.executor.forget(id);
         }
         if request.queued {
-            self.shared.queued.fetch_sub(1, AcqRel);
+            self.shared.unqueue(request.prompt_len);
         }
         if let Some(event) = event {
             request.send(event);

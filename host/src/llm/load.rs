@@ -10,7 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError};
 use super::{Llm, ModelInfo};
 use crate::engine::{Engine, EngineConfig};
-use crate::exec::cpu::{CpuExecutor, CpuOptions};
+use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan};
 use crate::exec::reference::{Limits, ReferenceExecutor, checkpoint as f32_weights};
 use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor};
 use crate::graph;
@@ -79,31 +79,57 @@ impl Blueprint {
         Ok(Blueprint { checkpoint, plugin, model, graph, dtype, kv_cache_dtype })
     }
 
-    /// The executor that runs it.
-    pub fn executor(&self, options: &LlmOptions) -> Result<Box<dyn Executor>, LoadError> {
-        let (max_tokens, max_seqs) = (options.max_num_batched_tokens, options.max_num_seqs);
-        let weights = &self.checkpoint.weights;
-        Ok(match options.executor {
-            ExecutorKind::Cpu => Box::new(
-                CpuExecutor::new(
-                    &self.graph,
-                    weights,
-                    &CpuOptions {
-                        threads: options.threads,
-                        dtype: self.dtype,
-                        kv_cache_dtype: self.kv_cache_dtype,
-                        max_tokens,
-                        max_seqs,
-                    },
-                )
-                .map_err(|e| about(&self.checkpoint, e))?,
-            ),
-            ExecutorKind::Reference => Box::new(
-                ReferenceExecutor::new(&self.model, &f32_weights(weights), Limits { max_tokens, max_seqs })
-                    .map_err(|e| about(&self.checkpoint, ExecError::from(e)))?,
-            ),
-        })
+    /// The plan of the CPU executor, with the graph that it refers to. Not every graph has one.
+    pub fn plan(&self) -> Result<(Graph, Plan), LowerError> {
+        cpu::plan(&self.graph, &self.checkpoint.weights, self.dtype)
     }
+
+    /// The executor that runs it.
+    pub fn executor(&self, options: &LlmOptions) -> Result<Chosen, LoadError> {
+        if options.executor == ExecutorKind::Reference {
+            return Ok(Chosen { executor: self.reference(options)?, name: "reference", unplanned: None });
+        }
+        match self.plan() {
+            Ok((graph, plan)) => {
+                let options = CpuOptions {
+                    threads: options.threads,
+                    dtype: self.dtype,
+                    kv_cache_dtype: self.kv_cache_dtype,
+                    max_tokens: options.max_num_batched_tokens,
+                    max_seqs: options.max_num_seqs,
+                };
+                let executor = CpuExecutor::of_plan(&graph, plan, &self.checkpoint.weights, &options)
+                    .map_err(|e| about(&self.checkpoint, e))?;
+                Ok(Chosen { executor: Box::new(executor), name: "cpu", unplanned: None })
+            }
+            Err(reason @ LowerError::NotBatchable { .. }) if options.executor == ExecutorKind::Auto => {
+                let executor = self.reference(options)?;
+                Ok(Chosen { executor, name: "reference", unplanned: Some(reason) })
+            }
+            Err(reason @ LowerError::NotBatchable { .. }) => {
+                let hint = format!("{reason}; use --executor auto or reference");
+                Err(about(&self.checkpoint, ExecError::Failed(hint)))
+            }
+            Err(reason) => Err(about(&self.checkpoint, ExecError::Failed(reason.to_string()))),
+        }
+    }
+
+    fn reference(&self, options: &LlmOptions) -> Result<Box<dyn Executor>, LoadError> {
+        let limits = Limits { max_tokens: options.max_num_batched_tokens, max_seqs: options.max_num_seqs };
+        let executor = ReferenceExecutor::new(&self.model, &f32_weights(&self.checkpoint.weights), limits)
+            .map_err(|e| about(&self.checkpoint, ExecError::from(e)))?;
+        Ok(Box::new(executor))
+    }
+}
+
+/// The executor of a model.
+pub struct Chosen {
+    /// It.
+    pub executor: Box<dyn Executor>,
+    /// `cpu` or `reference`.
+    pub name: &'static str,
+    /// Why it is the reference, if nobody asked for that.
+    pub unplanned: Option<LowerError>,
 }
 
 impl Llm {
@@ -111,7 +137,14 @@ impl Llm {
     pub fn load(options: &LlmOptions) -> Result<Llm, LoadError> {
         let blueprint = Blueprint::draw(options)?;
         let mut phase = Phase::start();
-        let executor = blueprint.executor(options)?;
+        let Chosen { executor, name: executor_name, unplanned } = blueprint.executor(options)?;
+        if let Some(reason) = unplanned {
+            tracing::warn!(
+                model = blueprint.checkpoint.name,
+                "the model runs on the reference executor, which is right but slow: it computes every sequence from its \
+                 first token at every step, in float32 and on one thread, and nothing of it is cached ({reason})"
+            );
+        }
         phase.done("plan and weights");
         let checkpoint = &blueprint.checkpoint;
         let spec = executor.spec().clone();
@@ -128,7 +161,9 @@ impl Llm {
             plugin_version: blueprint.plugin.description.version.clone(),
             model_impl: blueprint.plugin.kind().to_owned(),
             architecture: blueprint.model.architecture.clone(),
-            dtype: blueprint.dtype.name().to_owned(),
+            // The reference knows no other arithmetic.
+            dtype: if executor_name == "reference" { Dtype::Float32 } else { blueprint.dtype }.name().to_owned(),
+            executor: executor_name.to_owned(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             max_logprobs: options.max_logprobs,
         };
@@ -140,6 +175,7 @@ impl Llm {
             kv_blocks,
             enable_prefix_caching: options.enable_prefix_caching,
             max_waiting: options.max_waiting,
+            max_waiting_tokens: options.max_waiting_tokens,
         };
         let engine = Engine::start(executor, config)?;
         phase.done("engine");

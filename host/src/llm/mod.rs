@@ -47,7 +47,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
-pub use load::Blueprint;
+pub use load::{Blueprint, Chosen};
 /// [`RequestParams`] by the name that vLLM has for it.
 pub use options::RequestParams as SamplingParams;
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};

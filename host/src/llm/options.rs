@@ -25,6 +25,8 @@ pub struct ModelInfo {
     pub architecture: String,
     /// What it computes in.
     pub dtype: String,
+    /// What runs its graph: `cpu`, or `reference`, which is slow.
+    pub executor: String,
     /// Unix seconds.
     pub created: u64,
     /// The most `logprobs` and `prompt_logprobs` that may be asked for; -1: no limit (vLLM's `--max-logprobs`).
@@ -43,6 +45,7 @@ impl Default for ModelInfo {
             model_impl: String::new(),
             architecture: String::new(),
             dtype: String::new(),
+            executor: "cpu".into(),
             created: 0,
             max_logprobs: 20,
         }

@@ -31,8 +31,10 @@ pub enum DtypeChoice {
 /// `--executor`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExecutorKind {
-    /// Kernels on the CPU.
+    /// Kernels on the CPU, or the reference for a graph that they cannot batch.
     #[default]
+    Auto,
+    /// Kernels on the CPU.
     Cpu,
     /// Op by op, slow: the oracle.
     Reference,
@@ -67,6 +69,8 @@ pub struct LlmOptions {
     pub max_num_batched_tokens: usize,
     /// The most requests that wait.
     pub max_waiting: usize,
+    /// The most prompt tokens that wait; `None`: as many as those requests have.
+    pub max_waiting_tokens: Option<usize>,
     /// Reuse the keys and values of common beginnings.
     pub enable_prefix_caching: bool,
     /// Bytes of the KV cache; `None`: from free memory.
@@ -89,12 +93,13 @@ impl Default for LlmOptions {
             model_impl: ModelImpl::Auto,
             dtype: DtypeChoice::Auto,
             kv_cache_dtype: DtypeChoice::Auto,
-            executor: ExecutorKind::Cpu,
+            executor: ExecutorKind::Auto,
             threads: None,
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             max_waiting: 1024,
+            max_waiting_tokens: None,
             enable_prefix_caching: true,
             kv_cache_memory: None,
             skip_tokenizer_init: false,

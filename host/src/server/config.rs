@@ -1,7 +1,10 @@
 //! What an operator can set about the HTTP side. Filled by the command line; read by [`super::serve`].
 //! Everything has a default that is safe to expose on a loopback address.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::cors::CorsConfig;
 
 /// Settings of the HTTP server. What concerns the model lives in `LlmOptions`.
 #[derive(Debug, Clone)]
@@ -18,12 +21,20 @@ pub struct ServerConfig {
     pub shutdown_timeout: Duration,
     /// A stream that is silent for this long gets a comment line, so that proxies keep it open.
     pub keep_alive: Duration,
+    /// How long an answer waits for a client that takes nothing of it.
+    pub write_timeout: Duration,
     /// How long a client may take to send its request head, and then its body.
     pub read_timeout: Duration,
     /// Most open connections; further ones wait in the listen queue of the system.
     pub max_connections: usize,
-    /// Whether to write one log line a request (`/health` and `/metrics` never get one).
+    /// Whether to write one log line a request (probes and scrapes never get one).
     pub access_log: bool,
+    /// A step of the engine that takes longer is taken for a hang by `/health`.
+    pub hang_timeout: Duration,
+    /// Which other origins' pages may use the API.
+    pub cors: CorsConfig,
+    /// TLS; `None`: plain HTTP.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 impl Default for ServerConfig {
@@ -35,9 +46,13 @@ impl Default for ServerConfig {
             trust_request_chat_template: false,
             shutdown_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
+            write_timeout: Duration::from_secs(300),
             read_timeout: Duration::from_secs(60),
             max_connections: 8192,
             access_log: true,
+            hang_timeout: Duration::from_secs(120),
+            cors: CorsConfig::default(),
+            tls: None,
         }
     }
 }

@@ -53,7 +53,12 @@ impl ApiError {
         Self { param: Some(param), ..Self::bad_request(message) }
     }
 
-    /// 503: too much to do, or shutting down.
+    /// 429: too much to do; nothing of the request was begun.
+    pub fn overloaded(message: impl Into<String>) -> Self {
+        Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
+    /// 503: shutting down, or broken.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }

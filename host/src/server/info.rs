@@ -1,7 +1,6 @@
 //! What the server says about itself: models, health, version, metrics. Reads only.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -12,9 +11,6 @@ use super::error::{ApiError, json as answer};
 use super::state::{AppState, Phase};
 use super::validate;
 use crate::engine::EngineState;
-
-/// A step that takes longer than this is a hang, not load: the longest step is one token budget of prefill.
-const HANG: Duration = Duration::from_secs(120);
 
 /// `GET /v1/models`.
 pub(crate) async fn models(State(state): State<Arc<AppState>>) -> Response {
@@ -45,6 +41,7 @@ fn describe(state: &AppState, name: &str) -> Value {
             "plugin": info.plugin,
             "plugin_version": info.plugin_version,
             "model_impl": info.model_impl,
+            "executor": info.executor,
             "architecture": info.architecture,
             "dtype": info.dtype,
             "vocab_size": info.vocab_size,
@@ -53,22 +50,44 @@ fn describe(state: &AppState, name: &str) -> Value {
     })
 }
 
-/// `GET /health`: whether requests are taken and the engine moves.
-pub(crate) async fn health(State(state): State<Arc<AppState>>) -> Response {
+/// What keeps the engine from moving, if anything does. Load is no trouble: the longest step is one token budget of
+/// prefill, and only a step that takes much longer counts as a hang.
+fn trouble(state: &AppState) -> Option<&'static str> {
     let stats = state.llm.engine().stats();
-    let trouble = if state.phase() != Phase::Serving {
+    if state.phase() != Phase::Serving {
         Some("shutting down")
     } else if stats.state != EngineState::Running {
         Some("the engine takes no more requests")
-    } else if stats.busy && stats.since_heartbeat > HANG {
+    } else if stats.busy && stats.since_heartbeat > state.config.hang_timeout {
         Some("the engine hangs")
     } else {
         None
-    };
+    }
+}
+
+fn probe(trouble: Option<&str>) -> Response {
     match trouble {
         None => answer(&json!({"status": "ok"})),
         Some(trouble) => (StatusCode::SERVICE_UNAVAILABLE, answer(&json!({"status": trouble}))).into_response(),
     }
+}
+
+/// `GET /health`: whether requests are taken and the engine moves.
+pub(crate) async fn health(State(state): State<Arc<AppState>>) -> Response {
+    probe(trouble(&state))
+}
+
+/// `GET /health/ready`: whether a request sent now would be taken. A full queue says no, so that a load balancer
+/// turns to others.
+pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
+    let engine = state.llm.engine();
+    let full = engine.stats().waiting >= engine.config().max_waiting;
+    probe(trouble(&state).or_else(|| full.then_some("the queue is full")))
+}
+
+/// `GET /load`: requests that are being answered, under vLLM's name.
+pub(crate) async fn load(State(state): State<Arc<AppState>>) -> Response {
+    answer(&json!({"server_load": state.load.now()}))
 }
 
 /// `GET /version`.

@@ -19,7 +19,9 @@ use super::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Probes and scrapes would drown everything else in the log.
-const UNLOGGED: [&str; 2] = ["/health", "/metrics"];
+const UNLOGGED: [&str; 5] = ["/health", "/health/ready", "/ping", "/metrics", "/load"];
+/// What needs no key: probes of orchestrators cannot carry a secret, and say nothing but yes or no.
+const OPEN: [&str; 3] = ["/health", "/health/ready", "/ping"];
 
 /// The id of a request: what the client sent as `X-Request-Id`, or a fresh one.
 #[derive(Debug, Clone)]
@@ -97,9 +99,9 @@ impl Keys {
     }
 }
 
-/// Lets a request through if it carries a key; `/health` is open to all.
+/// Lets a request through if it carries a key; probes are open to all.
 pub(crate) async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    if request.uri().path() == "/health" || state.keys.admit(request.headers().get(header::AUTHORIZATION)) {
+    if OPEN.contains(&request.uri().path()) || state.keys.admit(request.headers().get(header::AUTHORIZATION)) {
         return next.run(request).await;
     }
     let message = "this server needs an API key; send it as Authorization: Bearer KEY";

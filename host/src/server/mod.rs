@@ -9,6 +9,7 @@ mod body;
 mod chat;
 mod completions;
 mod config;
+mod cors;
 mod error;
 mod info;
 mod logprobs;
@@ -17,9 +18,11 @@ mod middleware;
 mod protocol;
 mod run;
 mod serve;
+mod stall;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tokenize;
 mod validate;
 
@@ -31,19 +34,24 @@ use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use config::ServerConfig;
+pub use cors::{CorsConfig, CorsError};
 pub use error::ApiError;
 pub use serve::{ServerError, serve};
+pub use tls::{TlsError, TlsFiles};
 
 use state::AppState;
 
 /// All routes and what surrounds them.
-fn router(state: Arc<AppState>) -> Router {
-    Router::new()
+fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
+    let router = Router::new()
         .route("/v1/completions", post(completions::handle))
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
         .route("/health", get(info::health))
+        .route("/health/ready", get(info::ready))
+        .route("/ping", get(info::health).post(info::health))
+        .route("/load", get(info::load))
         .route("/version", get(info::version))
         .route("/metrics", get(info::metrics))
         .route("/tokenize", post(tokenize::tokenize))
@@ -53,7 +61,13 @@ fn router(state: Arc<AppState>) -> Router {
         // `body` has its own limit, with its own message.
         .layer(DefaultBodyLimit::disable())
         .layer(axum::middleware::from_fn_with_state(state.clone(), middleware::authorize))
-        .layer(CatchPanicLayer::custom(middleware::panicked))
-        .layer(axum::middleware::from_fn_with_state(state.clone(), middleware::observe))
-        .with_state(state)
+        .layer(CatchPanicLayer::custom(middleware::panicked));
+    // Outside the keys: a browser's preflight carries none.
+    let router = match state.config.cors.layer()? {
+        Some(layer) => router.layer(layer),
+        None => router,
+    };
+    let router =
+        router.layer(axum::middleware::from_fn_with_state(state.clone(), middleware::observe)).with_state(state);
+    Ok(router)
 }

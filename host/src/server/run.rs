@@ -9,7 +9,7 @@ use futures_util::stream::{BoxStream, SelectAll, StreamExt, unfold};
 
 use super::error::ApiError;
 use super::metrics::Tracker;
-use super::state::{AppState, Phase};
+use super::state::{AppState, LoadGuard, Phase};
 use crate::engine::{FinishReason, SubmitError};
 use crate::llm::{GenerateRequest, LlmError, Output};
 
@@ -19,6 +19,8 @@ pub(crate) struct Running {
     aborted: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// One for each choice, in the order of the answer.
     trackers: Vec<Tracker>,
+    /// Counts in `/load` as long as it lives.
+    _load: LoadGuard,
     /// Token ids of the prompts.
     pub(crate) prompts: Vec<Vec<u32>>,
     /// Choices for each prompt.
@@ -48,7 +50,7 @@ impl Running {
             outputs.push(stream.map(move |output| (index, output)).boxed());
         }
         let trackers = (0..prompts.len() * n).map(|_| Tracker::new(state, arrival)).collect();
-        Ok(Self { outputs, aborted: Box::pin(state.aborted()), trackers, prompts, n })
+        Ok(Self { outputs, aborted: Box::pin(state.aborted()), trackers, _load: state.load.enter(), prompts, n })
     }
 
     /// What is new of which prompt; None when all is said. Nothing is lost if the future is dropped.
@@ -86,9 +88,10 @@ fn shutting_down() -> ApiError {
 fn from_llm(error: LlmError) -> ApiError {
     let message = error.to_string();
     match error {
-        LlmError::Submit(SubmitError::QueueFull { .. } | SubmitError::Draining | SubmitError::Stopped) => {
-            ApiError::unavailable(message)
+        LlmError::Submit(SubmitError::QueueFull { .. } | SubmitError::TokensQueued { .. }) => {
+            ApiError::overloaded(message)
         }
+        LlmError::Submit(SubmitError::Draining | SubmitError::Stopped) => ApiError::unavailable(message),
         LlmError::Submit(SubmitError::TokenOutOfRange { field, .. }) => ApiError::field(field, message),
         LlmError::Submit(SubmitError::EmptyPrompt | SubmitError::PromptTooLong { .. }) => {
             ApiError::field("prompt", message)

@@ -11,11 +11,15 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::config::ServerConfig;
+use super::cors::CorsError;
+use super::stall::Stall;
 use super::state::{AppState, Phase};
 use crate::llm::Llm;
 
@@ -28,6 +32,9 @@ pub enum ServerError {
     /// The listening socket is no longer usable.
     #[error("cannot accept connections any more: {0}")]
     Accept(io::Error),
+    /// The settings.
+    #[error(transparent)]
+    Cors(#[from] CorsError),
 }
 
 /// Serves the API on `listener` until `shutdown` resolves. Then no connection is accepted any more; requests that
@@ -40,7 +47,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
     let state = AppState::new(llm, config);
-    let app = super::router(state.clone());
+    let app = super::router(state.clone())?;
     let permits = Arc::new(Semaphore::new(state.config.max_connections.max(1)));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -121,9 +128,34 @@ async fn connection(
         },
         _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
     }
+    let Some(tls) = &state.config.tls else {
+        return answer(socket, app, &state, watcher).await;
+    };
+    // No handshake is worth holding up the drain.
+    let handshake = TlsAcceptor::from(tls.clone()).accept(socket);
+    let stream = tokio::select! {
+        stream = tokio::time::timeout(patience, handshake) => stream,
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+    };
+    match stream {
+        Ok(Ok(stream)) => answer(stream, app, &state, watcher).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+/// Answers the requests of one connection.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    app: Router,
+    state: &AppState,
+    watcher: Watcher,
+) {
+    let patience = state.config.read_timeout;
+    let stream = Stall::new(stream, state.config.write_timeout);
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(patience);
-    let served = builder.serve_connection(TokioIo::new(socket), TowerToHyperService::new(app));
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     if let Err(error) = watcher.watch(served).await {
         tracing::debug!(%error, "a connection ended early");
     }

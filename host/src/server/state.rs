@@ -1,6 +1,7 @@
 //! What all handlers share, and the phases of the server's life. Made by [`super::serve`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
@@ -20,6 +21,33 @@ pub(crate) enum Phase {
     Aborting,
 }
 
+/// How many requests are being answered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    /// One more, until the guard is dropped.
+    pub(crate) fn enter(&self) -> LoadGuard {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        LoadGuard(self.0.clone())
+    }
+
+    /// Now.
+    pub(crate) fn now(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One request that is being answered.
+#[derive(Debug)]
+pub(crate) struct LoadGuard(Arc<AtomicUsize>);
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Shared by all handlers.
 #[derive(Debug)]
 pub(crate) struct AppState {
@@ -27,6 +55,7 @@ pub(crate) struct AppState {
     pub(crate) config: ServerConfig,
     pub(crate) keys: Keys,
     pub(crate) metrics: Metrics,
+    pub(crate) load: Load,
     pub(crate) phase: watch::Sender<Phase>,
 }
 
@@ -34,7 +63,7 @@ impl AppState {
     pub(crate) fn new(llm: Llm, config: ServerConfig) -> Arc<Self> {
         let keys = Keys::new(&config.api_keys);
         let metrics = Metrics::new(&llm);
-        Arc::new(Self { llm, config, keys, metrics, phase: watch::Sender::new(Phase::Serving) })
+        Arc::new(Self { llm, config, keys, metrics, load: Load::default(), phase: watch::Sender::new(Phase::Serving) })
     }
 
     /// Now.

@@ -88,6 +88,33 @@ fn a_plugin_that_fails_to_build_is_one_line() {
     assert_eq!(ids.good().trim().split(',').count(), 16, "{ids:?}");
 }
 
+/// No plan of kernels for it: it runs all the same, slowly, and everyone is told.
+#[test]
+fn a_model_that_cannot_be_batched_runs_on_the_reference_executor() {
+    let place = Place::new();
+    place.put_plugin("bad", &build::bad("healthy"));
+    let folder = model(&place, "BadForCausalLM", "mixes");
+    let server = place.serve(&[folder.arg(), "--skip-tokenizer-init"]);
+    let log = server.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("reference executor")).collect();
+    assert!(lines.len() == 1 && lines[0].contains(" WARN "), "{log}");
+    assert!(lines[0].contains("cumsum: the CPU executor batches sequences and cannot"), "{}", lines[0]);
+    let models = server.get("/v1/models").json();
+    assert_eq!(models["data"][0]["host"]["executor"], "reference");
+    let body = json!({"prompt": [1, 2, 3], "max_tokens": 5, "temperature": 0, "return_token_ids": true});
+    let chosen = server.ok("/v1/completions", &body)["choices"][0]["token_ids"].clone();
+    let ids = |executor: &str| {
+        let fixed = ["--skip-tokenizer-init", "--prompt-token-ids", "1,2,3", "--max-tokens", "5", "--temperature", "0"];
+        let args = [&["generate", folder.arg(), "--json", "--executor", executor][..], &fixed].concat();
+        place.run(&args)
+    };
+    let asked: Value = serde_json::from_str(ids("reference").good()).unwrap();
+    assert_eq!(asked["token_ids"], chosen);
+    ids("cpu").fails(&["cumsum", "use --executor auto or reference"]);
+    let shown = place.run(&["inspect", folder.arg(), "--skip-tokenizer-init"]);
+    assert!(shown.good().contains("none, it runs on the reference executor"), "{shown:?}");
+}
+
 #[test]
 fn ctrl_c_ends_a_server_that_is_still_loading() {
     let place = Place::new();

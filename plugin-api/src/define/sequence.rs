@@ -64,29 +64,49 @@ pub(super) fn causal_conv1d(b: &mut Builder, inputs: &[Value]) -> Value {
     b.cast(y, dtype)
 }
 
-/// The recurrence written out: with L the running sum of decays, token t sees what token s <= t wrote as
-/// y_t = sum over s of (q_t . exp(L_t - L_s) k_s) u_s. Under the delta rule the u solve a triangular system,
-/// u_t + beta_t * sum over s < t of (k_t . exp(L_t - L_s) k_s) u_s = beta_t * v_t.
+/// The recurrence written out: token t sees what token s <= t wrote, decayed by every token in between and its own,
+/// y_t = sum over s of (q_t . exp(sum over s < r <= t of decay_r) k_s) u_s. Under the delta rule the u solve a
+/// triangular system, u_t + beta_t * sum over s < t of (k_t . exp(..) k_s) u_s = beta_t * v_t.
 pub(super) fn linear_attention(b: &mut Builder, inputs: &[Value]) -> Value {
     let v_ty = b.ty(inputs[2]);
     let (t, heads) = (Dim::T(), v_ty.shape.0[1].clone());
-    let decay = b.op(Op::Cumsum { axis: 0 }, &[inputs[3]]);
     let q = heads_first(b, inputs[0], &heads);
     let k = heads_first(b, inputs[1], &heads);
-    let decay = heads_first(b, decay, &heads);
+    let decay = heads_first(b, inputs[3], &heads);
+    let factor = decay_between(b, decay);
     let mut u = heads_first(b, inputs[2], &heads);
     if let Some(&beta) = inputs.get(4) {
         let beta = b.permute(beta, [1, 0]);
         let beta = b.reshape(beta, [heads, t, Dim::from(1usize)]);
-        let seen = pairs(b, k, k, decay);
+        let seen = pairs(b, k, k, factor);
         let seen = b.mul(beta, seen);
         u = b.mul(beta, u);
         u = b.op(Op::SolveTriangular, &[seen, u]);
     }
-    let weights = pairs(b, q, k, decay);
+    let weights = pairs(b, q, k, factor);
     let y = b.matmul(weights, u);
     let y = b.permute(y, [1, 0, 2]);
     b.cast(y, v_ty.dtype)
+}
+
+/// decay[H, T, D] -> [H, T, T, D]: exp(sum over s < r <= t of decay_r) for s <= t, else 0. Summed for every pair
+/// anew: the difference of two running sums would lose its digits when they are large, and be no number when one
+/// token forgets everything.
+fn decay_between(b: &mut Builder, decay: Value) -> Value {
+    let dims = b.ty(decay).shape.0;
+    let (h, t, one, d) = (dims[0].clone(), Dim::T(), Dim::from(1usize), dims[2].clone());
+    let decay = b.reshape(decay, [h.clone(), t.clone(), one.clone(), d.clone()]);
+    let (zero, hidden) = (b.scalar(DType::F32, 0.0), b.scalar(DType::F32, f32::NEG_INFINITY));
+    let (distance, none) = (distance(b), b.int(0));
+    let mask = |b: &mut Builder, op: Op| {
+        let mask = b.op(op, &[distance, none]);
+        b.reshape(mask, [t.clone(), t.clone(), one.clone()])
+    };
+    let (later, visible) = (mask(b, Op::Gt), mask(b, Op::Ge));
+    let steps = b.select(later, decay, zero);
+    let sums = b.op(Op::Cumsum { axis: 1 }, &[steps]);
+    let sums = b.select(visible, sums, hidden);
+    b.op(Op::Exp, &[sums])
 }
 
 /// x[T, Hx, D] -> f32[H, T, D], each head of x repeated H / Hx times; x[T, H] -> f32[H, T, 1]
@@ -104,22 +124,13 @@ fn heads_first(b: &mut Builder, x: Value, heads: &Dim) -> Value {
     b.reshape(x, [heads.clone(), t, size])
 }
 
-/// x[H, T, D], y[H, T, D], decay[H, T, D or 1] -> [H, T, T]: x_t . exp(decay_t - decay_s) y_s for s <= t, else 0
-fn pairs(b: &mut Builder, x: Value, y: Value, decay: Value) -> Value {
+/// x[H, T, D], y[H, T, D], factor[H, T, T, D or 1] -> [H, T, T]: x_t . factor_ts y_s
+fn pairs(b: &mut Builder, x: Value, y: Value, factor: Value) -> Value {
     let (t, one) = (Dim::T(), Dim::from(1usize));
     let dims = b.ty(x).shape.0;
-    let (h, d, by) = (dims[0].clone(), dims[2].clone(), b.ty(decay).shape.0[2].clone());
-    let rows = |b: &mut Builder, v: Value, d: &Dim| b.reshape(v, [h.clone(), t.clone(), one.clone(), d.clone()]);
-    let columns = |b: &mut Builder, v: Value, d: &Dim| b.reshape(v, [h.clone(), one.clone(), t.clone(), d.clone()]);
-    let (to, from) = (rows(b, decay, &by), columns(b, decay, &by));
-    let between = b.sub(to, from);
-    // Beyond the diagonal the difference may be large and positive: it must not reach `exp`.
-    let visible = causal_mask(b, None, None);
-    let visible = b.reshape(visible, [t.clone(), t.clone(), one.clone()]);
-    let hidden = b.scalar(DType::F32, f32::NEG_INFINITY);
-    let between = b.select(visible, between, hidden);
-    let factor = b.op(Op::Exp, &[between]);
-    let (x, y) = (rows(b, x, &d), columns(b, y, &d));
+    let (h, d) = (dims[0].clone(), dims[2].clone());
+    let x = b.reshape(x, [h.clone(), t.clone(), one.clone(), d.clone()]);
+    let y = b.reshape(y, [h, one, t, d]);
     let products = b.mul(x, y);
     let products = b.mul(products, factor);
     b.op(Op::Sum { axis: 3, keep: false }, &[products])

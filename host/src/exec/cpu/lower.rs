@@ -27,8 +27,7 @@ const MAX_SEGMENTS: usize = 16;
 pub enum LowerError {
     /// A value whose rows are not tokens.
     #[error(
-        "node %{node} ({name}) = {op}: the CPU executor batches sequences and cannot, since this value ({ty}) mixes tokens; \
-         use --executor reference"
+        "node %{node} ({name}) = {op}: the CPU executor batches sequences and cannot, since this value ({ty}) mixes tokens"
     )]
     NotBatchable {
         /// Index of the node.

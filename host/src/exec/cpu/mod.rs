@@ -89,13 +89,23 @@ pub fn plan(graph: &Graph, weights: &Weights, dtype: Dtype) -> Result<(Graph, Pl
 impl CpuExecutor {
     /// Plans the (verified, optimised) graph and prepares its weights.
     pub fn new(graph: &Graph, weights: &Weights, options: &CpuOptions) -> Result<CpuExecutor, ExecError> {
+        let (graph, plan) = plan(graph, weights, options.dtype).map_err(|e| ExecError::Failed(e.to_string()))?;
+        CpuExecutor::of_plan(&graph, plan, weights, options)
+    }
+
+    /// Prepares the weights of what [`plan`] returned.
+    pub fn of_plan(
+        graph: &Graph,
+        plan: Plan,
+        weights: &Weights,
+        options: &CpuOptions,
+    ) -> Result<CpuExecutor, ExecError> {
         let failed = |e: &dyn std::fmt::Display| ExecError::Failed(e.to_string());
         let by_length = graph.length_dependence();
-        let (graph, plan) = plan(graph, weights, options.dtype).map_err(|e| failed(&e))?;
         // First what is refused if it is too large.
         let max_rows = options.max_seqs + MAX_PROMPT_ROWS;
         let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
-        let statics = statics::load(&graph, &plan.statics, weights, options.dtype)?;
+        let statics = statics::load(graph, &plan.statics, weights, options.dtype)?;
         let copied: usize = statics.iter().map(StaticData::bytes).sum();
         tracing::debug!(calls = plan.calls.len(), buffers = plan.buffers.len(), copied_bytes = copied, "planned");
         let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use half::{bf16, f16};
 use kernels::cpu::{WeightDtype, WeightRef};
-use plugin_api::{ConstData, Graph, Op, Value};
+use plugin_api::{ConstData, DType, Graph, Op, Value};
 
 use super::plan::{Elem, Static, StaticForm};
 use crate::exec::reference::{self, Tensor};
@@ -199,14 +199,14 @@ impl<'a> Fold<'a> {
         let node = &self.graph.nodes[i];
         match &node.op {
             _ if !self.needed[i] => return Ok(None),
-            Op::Weight { name, .. } if wanted => return self.weight(name).map(Some),
+            Op::Weight { name, dtype, .. } if wanted => return self.weight(name, *dtype).map(Some),
             Op::Weight { .. } => return Ok(None),
             _ => {}
         }
         let shape = node.ty.shape.as_consts().ok_or_else(|| self.failed(i, "its shape is not constant"))?;
         self.admit(i, &shape)?;
         let weight = |v: &Value| match &self.graph.node(*v).op {
-            Op::Weight { name, .. } => self.weight(name).map(Some),
+            Op::Weight { name, dtype, .. } => self.weight(name, *dtype).map(Some),
             _ => Ok(None),
         };
         let read: Vec<Option<Tensor>> = node.inputs.iter().map(weight).collect::<Result<_, _>>()?;
@@ -262,8 +262,9 @@ impl<'a> Fold<'a> {
         }
     }
 
-    fn weight(&self, name: &str) -> Result<Tensor, ExecError> {
-        read_f32(self.weights, name).map_err(|m| ExecError::Failed(format!("weight `{name}` {m}")))
+    fn weight(&self, name: &str, dtype: DType) -> Result<Tensor, ExecError> {
+        let read = if dtype == DType::I64 { read_i64 } else { read_f32 };
+        read(self.weights, name).map_err(|m| ExecError::Failed(format!("weight `{name}` {m}")))
     }
 
     fn failed(&self, i: usize, reason: &str) -> ExecError {
@@ -283,6 +284,15 @@ pub fn read_f32(weights: &Weights, name: &str) -> Result<Tensor, String> {
         other => return Err(format!("is stored as {other:?}; weights of F32, F16 and BF16 are read")),
     };
     Ok(Tensor { shape: view.shape.to_vec(), data: ConstData::F32(data) })
+}
+
+/// A tensor of the checkpoint that is stored as integers.
+fn read_i64(weights: &Weights, name: &str) -> Result<Tensor, String> {
+    let view = weights.get(name).ok_or("is not in the checkpoint")?;
+    match reference::read_tensor(&view)? {
+        tensor @ Tensor { data: ConstData::I64(_), .. } => Ok(tensor),
+        _ => Err(format!("is stored as {:?}, the graph reads integers", view.dtype)),
+    }
 }
 
 fn float_type(stored: Stored) -> Option<WeightDtype> {

@@ -20,7 +20,7 @@ mod tests;
 
 use plugin_api::{ConstData, Graph, Op, SpecError, Value};
 
-pub use checkpoint::{checkpoint, to_f32};
+pub use checkpoint::{checkpoint, read_tensor};
 pub use executor::{Limits, ReferenceExecutor};
 pub use prepare::{MAX_ELEMENTS, Prepared};
 
@@ -46,7 +46,7 @@ pub struct Inputs {
     pub rows: Vec<usize>,
 }
 
-/// Reads a tensor of the checkpoint as f32; the error says why it cannot.
+/// Reads a tensor of the checkpoint, stored floats as f32 and stored integers as i64; the error says why it cannot.
 pub type WeightSource<'a> = &'a dyn Fn(&str) -> Result<Tensor, String>;
 
 /// Why a graph could not be evaluated.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor as Array;
-use plugin_api::{DType, Graph, Op, define, spec};
+use plugin_api::{ConstData, DType, Graph, Op, define, spec};
 
 use super::ops::{self, Step};
 use super::{EvalError, Inputs, Tensor, WeightSource};
@@ -107,7 +107,14 @@ fn load(name: &str, shape: &[usize], dtype: DType, weights: WeightSource<'_>) ->
     if tensor.shape != shape {
         return Err(fail(format!("has shape {:?}, the graph expects {shape:?}", tensor.shape)));
     }
-    let array = ops::from_data(tensor.data, shape).map_err(|e| fail(e.0))?;
+    let data = match (tensor.data, dtype) {
+        // The graph may want stored integers as floats; never the reverse, which would hide a wrong name.
+        (ConstData::I64(v), DType::Float) => ConstData::F32(v.into_iter().map(|x| x as f32).collect()),
+        (data @ ConstData::I64(_), DType::I64) | (data @ ConstData::F32(_), DType::Float) => data,
+        (ConstData::F32(_), _) => return Err(fail("is stored as floats, the graph reads integers".into())),
+        (data, _) => data,
+    };
+    let array = ops::from_data(data, shape).map_err(|e| fail(e.0))?;
     if array.dtype() != ops::storage_type(dtype) {
         return Err(fail(format!("must be given as {dtype}")));
     }

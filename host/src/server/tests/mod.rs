@@ -3,6 +3,7 @@
 
 mod chat;
 mod completions;
+mod guard;
 mod http;
 mod operate;
 mod refuse;
@@ -132,6 +133,7 @@ struct Setup {
     generation_config: GenerationConfig,
     max_model_len: usize,
     max_waiting: usize,
+    max_waiting_tokens: Option<usize>,
     max_num_seqs: usize,
     trouble: Trouble,
     config: ServerConfig,
@@ -145,6 +147,7 @@ impl Default for Setup {
             generation_config: GenerationConfig { eos_token_ids: vec![EOS], ..GenerationConfig::default() },
             max_model_len: 256,
             max_waiting: 64,
+            max_waiting_tokens: None,
             max_num_seqs: 8,
             trouble: Trouble::None,
             config: ServerConfig { read_timeout: Duration::from_secs(5), ..ServerConfig::default() },
@@ -183,6 +186,7 @@ impl Setup {
         limits.max_num_seqs = self.max_num_seqs;
         limits.max_num_batched_tokens = 512;
         limits.max_waiting = self.max_waiting;
+        limits.max_waiting_tokens = self.max_waiting_tokens;
         let engine = Engine::start(Box::new(model), limits).unwrap();
         let info = ModelInfo {
             name: "copy".into(),

@@ -9,25 +9,25 @@ use tokio::net::TcpStream;
 use super::{Server, Setup, Trouble, http};
 use crate::server::config::ServerConfig;
 
-const PATH: &str = "/v1/completions";
+pub(super) const PATH: &str = "/v1/completions";
 
 /// A server whose every step takes a while, so that there is time to interfere.
-fn slow() -> Setup {
+pub(super) fn slow() -> Setup {
     Setup { delay: Duration::from_millis(10), ..Setup::default() }
 }
 
-fn endless(stream: bool) -> Value {
+pub(super) fn endless(stream: bool) -> Value {
     json!({"prompt": "abc", "max_tokens": 200, "ignore_eos": true, "temperature": 0, "stream": stream})
 }
 
-async fn send(server: &Server, body: &Value) -> TcpStream {
+pub(super) async fn send(server: &Server, body: &Value) -> TcpStream {
     let mut socket = TcpStream::connect(server.address).await.unwrap();
     let bytes = http::encode("POST", PATH, &[("content-type", "application/json")], body.to_string().as_bytes());
     socket.write_all(&bytes).await.unwrap();
     socket
 }
 
-async fn running(server: &Server, count: usize) {
+pub(super) async fn running(server: &Server, count: usize) {
     for _ in 0..500 {
         if server.llm.engine().stats().running == count {
             return;
@@ -74,7 +74,7 @@ async fn a_client_that_does_not_read_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_503_with_retry_after() {
+async fn a_full_queue_is_429_with_retry_after() {
     let server = Setup { max_waiting: 2, max_num_seqs: 1, ..slow() }.start().await;
     let mut sockets = vec![send(&server, &endless(true)).await];
     running(&server, 1).await;
@@ -83,7 +83,7 @@ async fn a_full_queue_is_503_with_retry_after() {
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     let reply = server.post(PATH, endless(true)).await;
-    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{}", reply.text());
+    assert_eq!((reply.status, reply.header("retry-after")), (429, Some("1")), "{}", reply.text());
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains("queue is full"));
     let metrics = server.get("/metrics").await.text();
     assert_eq!(sample(&metrics, "vllm:num_requests_waiting", "model_name"), 2.0);
@@ -189,7 +189,7 @@ async fn request_ids_are_repeated() {
 }
 
 /// The value of the sample of this name whose labels contain `label`.
-fn sample(metrics: &str, name: &str, label: &str) -> f64 {
+pub(super) fn sample(metrics: &str, name: &str, label: &str) -> f64 {
     let line = metrics
         .lines()
         .find(|line| line.starts_with(&format!("{name}{{")) && line.contains(label))

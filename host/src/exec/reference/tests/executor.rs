@@ -134,3 +134,20 @@ fn a_model_that_is_not_well_formed_is_refused() {
     let error = ReferenceExecutor::new(&wrong, &weights, LIMITS).err().expect("refused").to_string();
     assert!(error.contains("no graph `decode`"), "{error}");
 }
+
+/// Integers are read exactly, or as floats if the graph says so; floats are never read as integers.
+#[test]
+fn stored_integers_are_read_as_the_graph_wants_them() {
+    let run = |dtype: DType, stored: Tensor| {
+        let mut b = Builder::new();
+        let op = plugin_api::Op::Weight { name: "ids".into(), shape: vec![2], dtype };
+        let w = b.op(op, &[]);
+        b.output("w", w);
+        eval(&b.finish().unwrap(), &Inputs::prompt(&[], &[]), &|_| Ok(stored.clone())).map(|mut out| out.remove(0).1)
+    };
+    let (large, half) = (Tensor::i64([2], vec![(1 << 53) + 1, -3]), Tensor::f32([2], vec![0.5, 1.0]));
+    assert_eq!(run(DType::I64, large.clone()).unwrap(), large);
+    assert_eq!(run(DType::Float, large).unwrap(), Tensor::f32([2], vec![9_007_199_254_740_992.0, -3.0]));
+    let error = run(DType::I64, half).unwrap_err().to_string();
+    assert!(error.contains("weight `ids`: is stored as floats, the graph reads integers"), "{error}");
+}

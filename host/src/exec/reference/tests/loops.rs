@@ -286,7 +286,7 @@ fn bad_inputs_and_weights_are_errors_that_name_them() {
         "weight `model.embed.weight`: is not in the checkpoint",
     );
     fails(&inputs, &|_| Ok(Tensor::f32([2, 3], vec![0.0; 6])), "has shape [2, 3], the graph expects [3, 2]");
-    fails(&inputs, &|_| Ok(Tensor::i64([3, 2], vec![0; 6])), "must be given as floats");
+    fails(&inputs, &|_| Ok(Tensor::bool([3, 2], vec![true; 6])), "must be given as float");
     fails(&inputs, &|_| Ok(Tensor::f32([3, 2], vec![0.0; 5])), "weight `model.embed.weight`");
 }
 

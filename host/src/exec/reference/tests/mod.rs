@@ -4,6 +4,7 @@
 mod composites;
 mod executor;
 mod loops;
+mod sequence;
 mod table;
 
 use std::collections::HashMap;

@@ -346,6 +346,34 @@ fn index_cases() -> Vec<Case> {
         case("matmul of no columns", Op::Matmul, vec![f(&[2, 0], &[]), f(&[0, 2], &[])], f(&[2, 2], &[0.0; 4])),
         case("matmul of no rows", Op::Matmul, vec![f(&[3, 0, 2], &[]), f(&[2, 1], &[5.0, 6.0])], f(&[3, 0, 1], &[])),
         case(
+            "solve_triangular reads below the diagonal only",
+            Op::SolveTriangular,
+            vec![
+                f(&[3, 3], &[NAN, 9.0, 9.0, 2.0, 9.0, 9.0, 3.0, 4.0, NAN]),
+                f(&[3, 2], &[1.0, 0.5, 1.0, 1.0, 2.0, 0.0]),
+            ],
+            // x0 = b0, x1 = b1 - 2 x0, x2 = b2 - 3 x0 - 4 x1
+            f(&[3, 2], &[1.0, 0.5, -1.0, 0.0, 3.0, -1.5]),
+        ),
+        case(
+            "solve_triangular stretches both",
+            Op::SolveTriangular,
+            vec![f(&[2, 1, 2, 2], &[0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0]), f(&[2, 2, 1], &[1.0, 1.0, 2.0, 2.0])],
+            f(&[2, 2, 2, 1], &[1.0, 0.0, 2.0, 0.0, 1.0, 2.0, 2.0, 4.0]),
+        ),
+        case(
+            "solve_triangular of nothing",
+            Op::SolveTriangular,
+            vec![f(&[2, 0, 0], &[]), f(&[0, 3], &[])],
+            f(&[2, 0, 3], &[]),
+        ),
+        case(
+            "solve_triangular cancels exactly",
+            Op::SolveTriangular,
+            vec![f(&[3, 3], &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1e8, 1e8, 0.0]), f(&[3, 1], &[1.0, 1.0, 1.0])],
+            f(&[3, 1], &[1.0, 1.0, 1.0]),
+        ),
+        case(
             "matmul cancels exactly",
             Op::Matmul,
             vec![f(&[1, 3], &[1e8, 1.0, -1e8]), f(&[3, 1], &[1.0, 1.0, 1.0])],
@@ -383,7 +411,7 @@ fn every_case_gives_what_it_must() {
 fn no_primitive_is_without_a_case() {
     let primitives = "neg abs sign exp log sqrt rsqrt sin cos tanh sigmoid erf floor ceil round not add sub mul div pow \
         max min rem and or eq ne lt le gt ge select cast sum reduce_max reduce_min argmax cumsum matmul reshape permute \
-        broadcast slice concat iota take gather scatter scatter_add top_k argsort";
+        broadcast slice concat iota take gather scatter scatter_add top_k argsort solve_triangular";
     let tested: std::collections::HashSet<String> = cases().iter().map(|c| c.op.name()).collect();
     let missing: Vec<&str> = primitives.split_whitespace().filter(|p| !tested.contains(*p)).collect();
     assert!(missing.is_empty(), "{missing:?}");
