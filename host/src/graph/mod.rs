@@ -12,6 +12,7 @@ pub(crate) mod elementwise;
 mod fold;
 mod fuse;
 mod layout;
+mod order;
 mod recognise;
 mod repeats;
 mod rewrite;
@@ -40,8 +41,16 @@ impl Pass {
 /// Every pass, in order.
 pub const PASSES: &[Pass] = &[
     Pass { name: "dce", about: "drops what no output needs", run: dce::run },
-    Pass { name: "fold", about: "computes constant expressions, drops arithmetic that changes nothing", run: fold::run },
-    Pass { name: "layout", about: "tokens first, no unit dimensions: shape ops only where they are needed", run: layout::run },
+    Pass {
+        name: "fold",
+        about: "computes constant expressions, drops arithmetic that changes nothing",
+        run: fold::run,
+    },
+    Pass {
+        name: "layout",
+        about: "tokens first, no unit dimensions: shape ops only where they are needed",
+        run: layout::run,
+    },
     Pass {
         name: "canonicalise",
         about: "drops shape ops and casts that change nothing, merges chains",
@@ -66,8 +75,9 @@ pub const PASSES: &[Pass] = &[
         about: "moves select_outputs up, so that less is computed for tokens without logits",
         run: select::run,
     },
+    Pass { name: "canonicalise", about: "merges what the moves brought together", run: canonicalise::run },
     Pass { name: "cse", about: "joins what the moves made equal", run: cse::run },
-    Pass { name: "dce", about: "drops what no output needs", run: dce::run },
+    Pass { name: "order", about: "lists what outputs need in the order in which they need it", run: order::run },
 ];
 
 /// Runs all passes. In debug builds the graph is verified after each one.

@@ -17,7 +17,9 @@ pub(super) fn run(graph: &Graph) -> Result<Graph, SpecError> {
             out.push(node.op.clone(), inputs, &node.name)
         };
         match &repeated.op {
-            Op::Concat { .. } if repeated.inputs.len() > 1 && repeated.inputs.iter().all(|v| *v == repeated.inputs[0]) => {
+            Op::Concat { .. }
+                if repeated.inputs.len() > 1 && repeated.inputs.iter().all(|v| *v == repeated.inputs[0]) =>
+            {
                 let y = once(out, repeated.inputs[0])?;
                 out.push(repeated.op.clone(), vec![y; repeated.inputs.len()], &node.name).map(Some)
             }

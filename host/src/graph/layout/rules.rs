@@ -175,13 +175,7 @@ impl Writer<'_> {
         }
     }
 
-    pub(super) fn reduce(
-        &mut self,
-        view: &View,
-        axis: usize,
-        keep: bool,
-        op: impl Fn(usize) -> Op,
-    ) -> Result_<View> {
+    pub(super) fn reduce(&mut self, view: &View, axis: usize, keep: bool, op: impl Fn(usize) -> Op) -> Result_<View> {
         let view = if view.axes[axis].len() > 1 { self.flat(view)? } else { view.clone() };
         let place = match view.axes[axis].as_slice() {
             [Atom::Axis(p)] => Some(*p),

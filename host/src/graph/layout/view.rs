@@ -110,7 +110,8 @@ impl Writer<'_> {
     /// The value with axes as the slots say. Axes that no slot names have size 1.
     pub(super) fn arranged(&mut self, v: Value, slots: &[Slot]) -> Result_<Value> {
         let dims = self.shape(v).to_vec();
-        let order: Vec<usize> = slots.iter().filter_map(|s| if let Slot::Axis(p) = s { Some(*p) } else { None }).collect();
+        let order: Vec<usize> =
+            slots.iter().filter_map(|s| if let Slot::Axis(p) = s { Some(*p) } else { None }).collect();
         let mut ascending = order.clone();
         ascending.sort_unstable();
         let mut x = v;
@@ -179,9 +180,8 @@ impl Writer<'_> {
         blocks.sort_by_key(|(place, _)| *place);
         let blocks: Vec<Vec<Atom>> = blocks.into_iter().map(|(_, list)| list).collect();
         let slots: Vec<Slot> = blocks.iter().flatten().map(slot).collect();
-        let size = |list: &Vec<Atom>| {
-            list.iter().fold(Dim::from(1usize), |n, a| n.mul(&self.atom_dim(view, a)).unwrap_or(n))
-        };
+        let size =
+            |list: &Vec<Atom>| list.iter().fold(Dim::from(1usize), |n, a| n.mul(&self.atom_dim(view, a)).unwrap_or(n));
         let shape: Vec<Dim> = blocks.iter().map(size).collect();
         let x = self.arranged(view.value, &slots)?;
         let value = self.reshaped(x, shape)?;
@@ -190,8 +190,7 @@ impl Writer<'_> {
             if lists.contains(atoms) {
                 return vec![place(atoms)];
             }
-            let moved =
-                |a: &Atom| if matches!(a, Atom::Axis(_)) { place(std::slice::from_ref(a)) } else { a.clone() };
+            let moved = |a: &Atom| if matches!(a, Atom::Axis(_)) { place(std::slice::from_ref(a)) } else { a.clone() };
             atoms.iter().map(moved).collect()
         });
         Ok(View { value, axes: axes.collect() })

@@ -18,7 +18,8 @@ type Replaced = Result<Option<Value>, SpecError>;
 /// A rule: the value that computes the same as the node, if it applies. The node's inputs are in `out`.
 type Rule = fn(out: &mut Graph, node: &Node) -> Replaced;
 
-const RULES: &[Rule] = &[norms::norm, norms::weight, norms::bias, activations::activation, rotary::rotary, rotary::partial];
+const RULES: &[Rule] =
+    &[norms::norm, norms::weight, norms::bias, activations::activation, rotary::rotary, rotary::partial];
 
 pub(super) fn run(graph: &Graph) -> Result<Graph, SpecError> {
     rewrite(graph, |out, node| {

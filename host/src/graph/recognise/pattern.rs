@@ -103,7 +103,9 @@ impl Pattern {
                 n => Pattern::Number(n.unwrap_or(f32::NAN)),
             },
             Op::Sum { .. } => Pattern::Reduced(Op::Sum { axis: 0, keep: true }, Box::new(inner().remove(0))),
-            Op::ReduceMax { .. } => Pattern::Reduced(Op::ReduceMax { axis: 0, keep: true }, Box::new(inner().remove(0))),
+            Op::ReduceMax { .. } => {
+                Pattern::Reduced(Op::ReduceMax { axis: 0, keep: true }, Box::new(inner().remove(0)))
+            }
             op => Pattern::Is(op.clone(), inner()),
         }
     }
@@ -243,4 +245,3 @@ pub(super) mod short {
         Pattern::Is(op, parts.into())
     }
 }
-

@@ -54,7 +54,12 @@ fn range(out: &Graph, v: Value) -> Option<Range> {
                 return whole();
             }
             let start = usize::try_from(start.as_const()?).ok()?;
-            Some(Range { root: inner.root, start: inner.start + start * inner.step, len: rows, step: step * inner.step })
+            Some(Range {
+                root: inner.root,
+                start: inner.start + start * inner.step,
+                len: rows,
+                step: step * inner.step,
+            })
         }
         _ => whole(),
     }
@@ -162,10 +167,9 @@ fn halves(x: Range, pairing: Pairing) -> [Range; 2] {
     let n = x.len / 2;
     match pairing {
         Pairing::Halves => [Range { len: n, ..x }, Range { start: x.start + n * x.step, len: n, ..x }],
-        Pairing::Neighbours => [
-            Range { len: n, step: 2 * x.step, ..x },
-            Range { start: x.start + x.step, len: n, step: 2 * x.step, ..x },
-        ],
+        Pairing::Neighbours => {
+            [Range { len: n, step: 2 * x.step, ..x }, Range { start: x.start + x.step, len: n, step: 2 * x.step, ..x }]
+        }
     }
 }
 
@@ -229,7 +233,7 @@ fn write(out: &mut Graph, node: &Node, turn: &Turn) -> Replaced {
         && (2..=3).contains(&dims.len())
         && last(out, x.root).is_some_and(|n| x.start + x.len <= n)
         && dims.last() == Some(&Dim::from(x.len))
-        && out.ty(x.root).shape.0[..] [..dims.len() - 1] == dims[..dims.len() - 1]
+        && out.ty(x.root).shape.0[..][..dims.len() - 1] == dims[..dims.len() - 1]
         && [cos, sin].iter().all(|v| out.ty(*v).shape.0 == angles && out.ty(*v).dtype.is_float());
     if !fits {
         return Ok(None);
