@@ -60,6 +60,11 @@ impl Dim {
         }
     }
 
+    /// Powers of T with their coefficients, highest first, unless R is in it.
+    pub fn token_terms(&self) -> Option<Vec<(u8, i64)>> {
+        self.0.iter().map(|term| (term.r == 0).then_some((term.t, term.coefficient))).collect()
+    }
+
     /// Whether this is the constant 1, which broadcasts.
     pub fn is_one(&self) -> bool {
         self.as_const() == Some(1)
@@ -291,6 +296,12 @@ mod tests {
         for (whole, part) in [("12", "5"), ("T", "2"), ("6", "T"), ("T+1", "T"), ("T+3", "0"), ("0", "T+1")] {
             assert_eq!(dim(whole).quotient(&dim(part)), None, "{whole} / {part}");
         }
+    }
+
+    #[test]
+    fn terms_are_of_tokens_only() {
+        assert_eq!(dim("T*T-3*T+2").token_terms(), Some(vec![(2, 1), (1, -3), (0, 2)]));
+        assert_eq!(dim("T+R").token_terms(), None);
     }
 
     #[test]
