@@ -64,6 +64,12 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
         b.plugin.kind(),
         b.plugin.path.display()
     )?;
+    if let (Some(dir), Some(version)) = (&b.sources.transformers, &b.sources.transformers_version) {
+        writeln!(out, "transformers    {version}, {}", dir.display())?;
+    }
+    if let Some(code) = &b.sources.model_code {
+        writeln!(out, "model's code    {} files of {}", code.files.len(), code.dir.display())?;
+    }
     writeln!(
         out,
         "parameters      {:.1} M in {} tensors, {}",

@@ -9,7 +9,10 @@ import fnmatch
 
 TABLE = [
     # pattern, source, reason
-    ("transformers.models.auto.*", "stub", "maps names to classes by importing all of them; the driver finds the class itself"),
+    ("transformers.models.auto.auto_mappings", "package", "tables of names"),
+    ("transformers.models.auto.configuration_auto", "package", "tables of names"),
+    ("transformers.models.auto.modeling_auto", "package", "tables of names"),
+    ("transformers.models.auto.*", "stub", "tokenizers and processors by name"),
     ("transformers.models.*.tokenization_*", "stub", "the host tokenises"),
     ("transformers.models.*.processing_*", "stub", "text only"),
     ("transformers.models.*.image_processing_*", "stub", "text only"),
@@ -25,7 +28,9 @@ TABLE = [
     ("transformers.modeling_outputs", "package", "plain classes"),
     ("transformers.utils.output_capturing", "package", "decorators of forward methods"),
     ("transformers.utils.generic", "package", "decorators and ModelOutput"),
-    ("transformers.utils.type_validators", "package", "used by configurations"),
+    ("transformers.backbone_utils", "package", "used by configurations"),
+    ("transformers.conversion_mapping", "package", "names of checkpoints' tensors"),
+    ("transformers.core_model_loading", "package", "names of checkpoints' tensors"),
     ("transformers.integrations.moe", "package", "the interface of experts"),
     ("transformers.integrations.heterogeneity", "package", "used by configurations"),
     ("transformers.integrations.heterogeneity.configuration_utils", "package", "used by configurations"),
