@@ -118,6 +118,11 @@ fn planned(b: &Blueprint, plan: &Plan, out: &mut dyn Write) -> anyhow::Result<()
         bytes((kv_bytes * BLOCK_SIZE) as u64),
         bytes((kv_bytes as u64).saturating_mul(b.model.context_length)),
     )?;
+    if !plan.slots.is_empty() {
+        let elements = plan.slots.iter().fold(0usize, |sum, n| sum.saturating_add(*n));
+        let each = bytes((elements as u64).saturating_mul(4));
+        writeln!(out, "running state   {} states, {each} a sequence; no prefix caching", plan.slots.len())?;
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@
 
 mod checkpoint;
 mod executor;
-mod lanes;
+pub(super) mod lanes;
 mod ops;
 mod prepare;
 #[cfg(test)]
