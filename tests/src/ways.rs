@@ -133,7 +133,7 @@ impl Case<'_> {
         self.expect(&chunked, "chunks of 3", &known, &prompts);
         let steps = forty.len().div_ceil(3) + TOKENS - 1;
         assert!(chunked.engine().stats().steps >= steps as u64, "{}: the prompt of 40 came in chunks", self.name);
-        self.preemption(&known, roomy.engine().spec().kv_bytes_per_block, [one, seven, forty]);
+        self.preemption(&known, [one, seven, forty]);
         Ok(roomy.info().executor.to_string())
     }
 
@@ -184,9 +184,9 @@ impl Case<'_> {
     /// A crowd in few blocks. Three prompts of 7 are admitted while each has one block and all need a second one at the same
     /// time: the last gives way. With full attention the prompt of 40 needs its fourth block when one of 7 before it has
     /// taken the last; with a window it has given its first ones back by then.
-    fn preemption(&self, known: &[(&[u32], Answer)], block: usize, [one, seven, forty]: [&[u32]; 3]) {
+    fn preemption(&self, known: &[(&[u32], Answer)], [one, seven, forty]: [&[u32]; 3]) {
         let scarce = self.load("preemption", |o| {
-            o.kv_cache_memory = Some((SCARCE * block) as u64);
+            o.kv_blocks = Some(SCARCE);
             o.max_model_len = Some(forty.len() + TOKENS);
             o.enable_prefix_caching = false;
         });

@@ -280,7 +280,7 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
     // More are of use for prefixes only; and blocks that take no memory are without number.
     let shared = spec.prefix_cache == PrefixCaching::Shared && spec.kv_bytes_per_block > 1;
     let blocks = if shared && options.kv_cache_memory.is_some() { blocks } else { blocks.min(useful) };
-    let blocks = blocks.min(u32::MAX as usize - 1);
+    let blocks = options.kv_blocks.unwrap_or(blocks).min(u32::MAX as usize - 1);
     let holds = match spec.window {
         // Only the window is kept; the engine refuses requests whose window does not fit.
         Some(window) if window < max_model_len => max_model_len,

@@ -77,6 +77,9 @@ pub struct LlmOptions {
     pub enable_prefix_caching: bool,
     /// Bytes of the KV cache; `None`: from free memory.
     pub kv_cache_memory: Option<u64>,
+    /// The number of KV blocks, whatever memory they take; `None`: as many as fit. To see a model preempted, where its
+    /// recurrent states or the lack of a cache make memory a poor measure (vLLM's `num_gpu_blocks_override`).
+    pub kv_blocks: Option<usize>,
     /// Load no tokenizer: prompts are token ids.
     pub skip_tokenizer_init: bool,
     /// Chat template to use instead of the model's own.
@@ -105,6 +108,7 @@ impl Default for LlmOptions {
             max_waiting_tokens: None,
             enable_prefix_caching: true,
             kv_cache_memory: None,
+            kv_blocks: None,
             skip_tokenizer_init: false,
             chat_template: None,
             max_logprobs: 20,
