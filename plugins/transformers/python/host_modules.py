@@ -5,8 +5,6 @@ A file of ours at `python/transformers/...` always wins. For the rest the first 
 name is a class without contents: it can be imported and named, and does nothing.
 """
 
-import fnmatch
-
 TABLE = [
     # pattern, source, reason
     ("transformers.models.auto.auto_mappings", "package", "tables of names"),
@@ -37,12 +35,20 @@ TABLE = [
 ]
 
 
+_PATTERNS = [(pattern.split("."), where) for pattern, where, _reason in TABLE]
+
+
 def source(name):
-    """Where a module of transformers comes from."""
-    for pattern, where, _reason in TABLE:
-        if fnmatch.fnmatchcase(name, pattern) and (name.count(".") == pattern.count(".")):
+    """Where a module of transformers comes from. A `*` in the table ends a part of a name."""
+    parts = name.split(".")
+    for pattern, where in _PATTERNS:
+        if len(parts) == len(pattern) and all(map(_matches, parts, pattern)):
             return where
     return "stub"
+
+
+def _matches(part, pattern):
+    return part == pattern or (pattern[-1] == "*" and part.startswith(pattern[:-1]))
 
 
 def prepare(module, kind):
