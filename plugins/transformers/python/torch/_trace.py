@@ -20,7 +20,7 @@ _getframe = sys._getframe
 _push = _graph.push
 
 # Concrete values have at most this many elements; larger ones stay expressions.
-LIMIT = 8192
+LIMIT = 2048
 
 
 class _State:
@@ -191,7 +191,10 @@ def dim(n):
 
 def dims(shape):
     """A shape in the graph's text: `["T",64]`."""
-    return "[" + ",".join([str(n) if type(n) is int else dim(n) for n in shape]) + "]"
+    text = ""
+    for n in shape:
+        text += "," + (str(n) if type(n) is int else dim(n))
+    return "[" + text[1:] + "]"
 
 
 def node_of(v):
