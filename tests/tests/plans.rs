@@ -70,7 +70,10 @@ fn traced_as_native(name: &str) {
     let traced = plan_of(&registry, name, &ModelImpl::Transformers);
     let lines = || native.lines().zip(traced.lines()).enumerate();
     let first = lines().find(|(_, (a, b))| a != b);
-    assert!(native == traced, "{name}: the plans of the native plugin and of transformers differ, first at {first:#?}\n{native}\n---\n{traced}");
+    assert!(
+        native == traced,
+        "{name}: the plans of the native plugin and of transformers differ, first at {first:#?}\n{native}\n---\n{traced}"
+    );
 }
 
 #[test]

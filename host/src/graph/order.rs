@@ -1,10 +1,12 @@
 //! Puts nodes in the order in which the outputs need them, inputs from left to right, and drops what none needs. Graphs
 //! that compute the same then list it in the same order, whoever wrote them, and values live no longer than they must.
+//! Of a sum or product, the operand with the shorter way from the leaves comes first: `x + f(x)` however it was written.
 
 use plugin_api::spec::SpecError;
-use plugin_api::{Graph, Value};
+use plugin_api::{Graph, Op, Value};
 
 pub(super) fn run(graph: &Graph) -> Result<Graph, SpecError> {
+    let graph = &shorter_operand_first(graph);
     let mut out = Graph::default();
     let mut map: Vec<Option<Value>> = vec![None; graph.nodes.len()];
     // A node is looked at twice: its inputs are put above it first.
@@ -24,4 +26,17 @@ pub(super) fn run(graph: &Graph) -> Result<Graph, SpecError> {
     }
     out.outputs = graph.outputs.iter().filter_map(|(name, v)| Some((name.clone(), map[v.index()]?))).collect();
     Ok(out)
+}
+
+/// Sums and products give the same bits in either order.
+fn shorter_operand_first(graph: &Graph) -> Graph {
+    let mut graph = graph.clone();
+    let mut depth = vec![0u32; graph.nodes.len()];
+    for (i, node) in graph.nodes.iter_mut().enumerate() {
+        depth[i] = node.inputs.iter().map(|v| depth[v.index()] + 1).max().unwrap_or(0);
+        if matches!(node.op, Op::Add | Op::Mul) {
+            node.inputs.sort_by_key(|v| depth[v.index()]); // stable
+        }
+    }
+    graph
 }
