@@ -11,7 +11,7 @@ use tokio::signal;
 
 use super::args::{ModelArgs, size};
 use crate::llm::Llm;
-use crate::server::{self, CorsConfig, ServerConfig, TlsFiles};
+use crate::server::{self, CorsConfig, FormatChoice, ReasoningFormat, ServerConfig, TlsFiles, ToolFormat};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -87,6 +87,13 @@ struct ServerArgs {
     /// The most open connections
     #[arg(long, env = "HOST_MAX_CONNECTIONS", default_value_t = 8192, value_name = "N")]
     max_connections: usize,
+    /// How the model writes tool calls: auto (from the chat template), none, hermes, llama3_json, mistral, qwen3_xml,
+    /// deepseek_v3, glm4, pythonic or gpt_oss
+    #[arg(long, env = "HOST_TOOL_CALL_PARSER", default_value = "auto", value_name = "FORMAT")]
+    tool_call_parser: FormatChoice<ToolFormat>,
+    /// How the model marks its reasoning: auto (from the chat template), none, deepseek_r1, qwen3, mistral or gpt_oss
+    #[arg(long, env = "HOST_REASONING_PARSER", default_value = "auto", value_name = "FORMAT")]
+    reasoning_parser: FormatChoice<ReasoningFormat>,
     /// Do not log requests
     #[arg(long, env = "HOST_DISABLE_ACCESS_LOG", alias = "disable-uvicorn-access-log", value_parser = BoolishValueParser::new())]
     disable_access_log: bool,
@@ -112,6 +119,8 @@ impl Args {
             read_timeout: Duration::from_secs(s.read_timeout),
             max_connections: s.max_connections,
             access_log: !s.disable_access_log,
+            tool_call_parser: s.tool_call_parser,
+            reasoning_parser: s.reasoning_parser,
             write_timeout: Duration::from_secs(s.write_timeout),
             hang_timeout: Duration::from_secs(s.hang_timeout),
             cors,

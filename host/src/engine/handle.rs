@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::guide::Guide;
 use super::params::{EngineEvent, EngineRequest, SamplingParams};
 use super::scheduler::Limits;
 use super::stats::{EngineState, Shared, Stats};
@@ -191,6 +192,7 @@ pub(super) struct Submission {
     pub(super) id: u64,
     pub(super) seed: u64,
     pub(super) request: EngineRequest,
+    pub(super) guide: Option<Box<dyn Guide>>,
     pub(super) max_len: usize,
     pub(super) events: mpsc::Sender<EngineEvent>,
 }
@@ -277,7 +279,8 @@ impl EngineHandle {
             let (events, receiver) = mpsc::channel(max_len - request.prompt.len() + 4);
             let seed = request.params.seed.unwrap_or_else(random_seed);
             let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
-            let submission = Submission { id, seed, request, max_len, events };
+            let guide = request.restriction.as_ref().map(|restriction| restriction.guide());
+            let submission = Submission { id, seed, request, guide, max_len, events };
             if let Err(error) = commands.try_send(Command::Submit(Box::new(submission))) {
                 shared.queued.fetch_sub(left, Ordering::AcqRel);
                 shared.queued_tokens.fetch_sub(left_tokens, Ordering::AcqRel);
@@ -375,6 +378,7 @@ fn check_ids(prompt: &[u32], params: &SamplingParams, vocab_size: usize) -> Resu
     out("logit_bias", &mut { biased })?;
     out("allowed_token_ids", &mut params.allowed_token_ids.iter().flatten().copied())?;
     out("bad_words", &mut params.bad_words.iter().flatten().copied())?;
+    out("logprob_token_ids", &mut params.logprob_token_ids.iter().copied())?;
     out("stop_token_ids", &mut params.stop_token_ids.iter().copied())
 }
 

@@ -6,6 +6,7 @@
 
 mod answer;
 mod body;
+mod calls;
 mod chat;
 mod completions;
 mod config;
@@ -15,7 +16,9 @@ mod info;
 mod logprobs;
 mod metrics;
 mod middleware;
+mod parsers;
 mod protocol;
+mod render;
 mod run;
 mod serve;
 mod stall;
@@ -33,9 +36,10 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use config::ServerConfig;
+pub use config::{FormatChoice, ServerConfig};
 pub use cors::{CorsConfig, CorsError};
 pub use error::ApiError;
+pub use parsers::{ReasoningFormat, ToolFormat};
 pub use serve::{ServerError, serve};
 pub use tls::{TlsError, TlsFiles};
 
@@ -45,7 +49,9 @@ use state::AppState;
 fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
     let router = Router::new()
         .route("/v1/completions", post(completions::handle))
+        .route("/v1/completions/render", post(render::completions))
         .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/chat/completions/render", post(render::chats))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
         .route("/health", get(info::health))

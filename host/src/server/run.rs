@@ -101,6 +101,7 @@ fn from_llm(error: LlmError) -> ApiError {
         }
         LlmError::Param(error) => ApiError::field(error.field, error.message),
         LlmError::NoTokenizer { field, .. } => ApiError::field(field, message),
+        LlmError::Grammar(_) => ApiError::field("structured_outputs", message),
         LlmError::Text(_) => ApiError::bad_request(message),
         LlmError::Failed(_) => {
             tracing::error!(error = message, "a generation failed");

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::common::{Int, Num, OneOrMany, Pairs, PromptLogprobs, StopCause, StreamOptions, TokenId};
 use super::fields::{RawRequest, Unsupported};
@@ -18,7 +19,7 @@ raw_request! {
     }
 }
 
-const UNSUPPORTED: [Unsupported; 30] = unsupported([
+const UNSUPPORTED: [Unsupported; 26] = unsupported([
     Unsupported::hint("suffix", is_empty, "put what precedes the gap into prompt"),
     Unsupported::hint("prompt_embeds", is_empty, "send prompt as text or token ids"),
 ]);

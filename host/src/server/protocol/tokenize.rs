@@ -18,15 +18,13 @@ pub(crate) struct TokenizeRequest {
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) continue_final_message: Option<bool>,
     pub(crate) chat_template: Option<String>,
+    pub(crate) tools: Option<Vec<Value>>,
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 impl RawRequest for TokenizeRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[
-        Unsupported::unless("tools", is_empty),
-        Unsupported::unless("mm_processor_kwargs", is_empty),
-        Unsupported::unless("media_io_kwargs", is_empty),
-    ];
+    const UNSUPPORTED: &'static [Unsupported] =
+        &[Unsupported::unless("mm_processor_kwargs", is_empty), Unsupported::unless("media_io_kwargs", is_empty)];
 }
 
 /// The ids of a text.

@@ -7,6 +7,8 @@ mod guard;
 mod http;
 mod operate;
 mod refuse;
+mod structured;
+mod tools;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
