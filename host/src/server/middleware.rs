@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -82,14 +82,16 @@ impl Keys {
         Self(keys.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect())
     }
 
-    /// Whether `header` (`Authorization`) opens the API.
-    fn admit(&self, header: Option<&HeaderValue>) -> bool {
+    /// Whether a request with these headers may use the API: `Authorization: Bearer KEY`, or `x-api-key`, which Anthropic's
+    /// clients send.
+    fn admit(&self, headers: &HeaderMap) -> bool {
         if self.0.is_empty() {
             return true;
         }
-        let given = header.map(HeaderValue::as_bytes).unwrap_or_default();
-        let key = match given.get(..7) {
-            Some(scheme) if scheme.eq_ignore_ascii_case(b"bearer ") => &given[7..],
+        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let key = match (given.get(..7), headers.get("x-api-key")) {
+            (Some(scheme), _) if scheme.eq_ignore_ascii_case(b"bearer ") => &given[7..],
+            (_, Some(key)) => key.as_bytes(),
             _ => return false,
         };
         let given: [u8; 32] = Sha256::digest(key).into();
@@ -101,7 +103,7 @@ impl Keys {
 
 /// Lets a request through if it carries a key; probes are open to all.
 pub(crate) async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    if OPEN.contains(&request.uri().path()) || state.keys.admit(request.headers().get(header::AUTHORIZATION)) {
+    if OPEN.contains(&request.uri().path()) || state.keys.admit(request.headers()) {
         return next.run(request).await;
     }
     let message = "this server needs an API key; send it as Authorization: Bearer KEY";
@@ -139,14 +141,18 @@ mod tests {
     #[test]
     fn keys_admit_only_their_own() {
         let keys = Keys::new(&["one".into(), "two".into()]);
-        let header = |text: &'static str| HeaderValue::from_static(text);
-        assert!(keys.admit(Some(&header("Bearer one"))));
-        assert!(keys.admit(Some(&header("bearer two"))));
+        let headers = |name: &'static str, text: &'static str| {
+            HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(text))])
+        };
+        assert!(keys.admit(&headers("authorization", "Bearer one")));
+        assert!(keys.admit(&headers("authorization", "bearer two")));
+        assert!(keys.admit(&headers("x-api-key", "two")));
         for bad in ["Bearer", "Bearer ", "Bearer on", "Bearer onetwo", "one", "Basic one", ""] {
-            assert!(!keys.admit(Some(&header(bad))), "{bad}");
+            assert!(!keys.admit(&headers("authorization", bad)), "{bad}");
+            assert!(!keys.admit(&headers("x-api-key", if bad == "one" { "" } else { bad })), "{bad}");
         }
-        assert!(!keys.admit(None));
-        assert!(Keys::new(&[]).admit(None));
+        assert!(!keys.admit(&HeaderMap::new()));
+        assert!(Keys::new(&[]).admit(&HeaderMap::new()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! connection drops its generations. Called by `cli` through [`serve`].
 
 mod answer;
+mod anthropic;
 mod body;
 mod calls;
 mod chat;
@@ -16,10 +17,13 @@ mod info;
 mod logprobs;
 mod metrics;
 mod middleware;
+mod openapi;
 mod parsers;
 mod protocol;
 mod render;
+mod responses;
 mod run;
+mod script;
 mod serve;
 mod stall;
 mod state;
@@ -52,6 +56,9 @@ fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
         .route("/v1/completions/render", post(render::completions))
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/chat/completions/render", post(render::chats))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/responses", post(responses::handle))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
         .route("/health", get(info::health))
@@ -60,6 +67,7 @@ fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
         .route("/load", get(info::load))
         .route("/version", get(info::version))
         .route("/metrics", get(info::metrics))
+        .route("/openapi.json", get(openapi::handle))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .fallback(middleware::not_found)

@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::common::{Int, Num, OneOrMany, Pairs, PromptLogprobs, StopCause, StreamOptions, TokenId};
+use super::describe::Describe;
 use super::fields::{RawRequest, Unsupported};
 use super::sampling::{is_empty, raw_request, unsupported};
 
@@ -75,6 +76,13 @@ impl<'de> Deserialize<'de> for Prompts {
             }
         }
         deserializer.deserialize_any(PromptsVisitor)
+    }
+}
+
+impl Describe for Prompts {
+    fn schema() -> Value {
+        let (text, ids) = (String::schema(), Vec::<TokenId>::schema());
+        json!({"anyOf": [text, Vec::<String>::schema(), ids, {"type": "array", "items": ids}]})
     }
 }
 

@@ -25,7 +25,24 @@ macro_rules! shared_fields {
                 #[derive(Debug, serde::Deserialize)]
                 pub(crate) struct $d name {
                     $d(pub(crate) $d field: $d kind,)*
-                    $($name: Option<$type>,)*
+                    $(pub(crate) $name: Option<$type>,)*
+                }
+
+                impl $crate::server::protocol::describe::Describe for $d name {
+                    fn schema() -> serde_json::Value {
+                        $crate::server::protocol::describe::object([
+                            $d((
+                                stringify!($d field),
+                                <$d kind as $crate::server::protocol::describe::Describe>::schema(),
+                                <$d kind as $crate::server::protocol::describe::Describe>::REQUIRED,
+                            ),)*
+                            $((
+                                stringify!($name),
+                                <Option<$type> as $crate::server::protocol::describe::Describe>::schema(),
+                                false,
+                            ),)*
+                        ])
+                    }
                 }
 
                 impl $d name {

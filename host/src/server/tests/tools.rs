@@ -8,11 +8,11 @@ use crate::server::config::{FormatChoice, ServerConfig};
 use crate::server::parsers::{ReasoningFormat, ToolFormat};
 
 const PATH: &str = "/v1/chat/completions";
-const ECHO: &str = "{# <tool_call> </think> #}{{ messages[-1].content }}";
-const CALLS: &str = "Let me see.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln\"}}\n</tool_call>\n\
+pub(super) const ECHO: &str = "{# <tool_call> </think> #}{{ messages[-1].content }}";
+pub(super) const CALLS: &str = "Let me see.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln\"}}\n</tool_call>\n\
                      <tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
 
-async fn server(config: ServerConfig) -> Server {
+pub(super) async fn server(config: ServerConfig) -> Server {
     Setup { tokenizer: Some(tokenizer(Some(ECHO))), max_model_len: 1024, config, ..Setup::default() }.start().await
 }
 

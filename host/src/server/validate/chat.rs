@@ -78,14 +78,8 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     };
     params.grammar = structure.map(|asked| structured::compile(state, &asked)).transpose()?;
     let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
-    let template = Template {
-        add_generation_prompt: raw.add_generation_prompt,
-        continue_final_message: raw.continue_final_message.unwrap_or(false),
-        chat_template: raw.chat_template,
-        kwargs: with_effort(raw.chat_template_kwargs.unwrap_or_default(), raw.reasoning_effort)?,
-        documents: raw.documents,
-        tools: offer.tools,
-    };
+    let mut template = Template { tools: offer.tools, ..Template::of(&raw) };
+    template.kwargs = with_effort(template.kwargs, raw.reasoning_effort)?;
     let own_template = template.chat_template.clone();
     let Rendered { text, last } = template.render(state, raw.messages)?;
     let reasoning = formats::reasoning(state, own_template.as_deref(), &text);
@@ -169,6 +163,18 @@ pub(crate) struct Last {
 const RESERVED: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documents"];
 
 impl Template {
+    /// What a chat request asks of the template, for those who want the prompt alone.
+    pub(crate) fn of(raw: &ChatRequest) -> Self {
+        Self {
+            add_generation_prompt: raw.add_generation_prompt,
+            continue_final_message: raw.continue_final_message.unwrap_or(false),
+            chat_template: raw.chat_template.clone(),
+            kwargs: raw.chat_template_kwargs.clone().unwrap_or_default(),
+            documents: raw.documents.clone(),
+            tools: raw.tools.clone().filter(|tools| !tools.is_empty()).map(Value::Array),
+        }
+    }
+
     /// Checks the messages and renders them.
     pub(crate) fn render(mut self, state: &AppState, raw: Vec<Map<String, Value>>) -> Result<Rendered, ApiError> {
         let tokenizer = super::tokenizer(state, "chat")?;

@@ -60,8 +60,11 @@ pub(crate) fn offer(
         }
         Choice::Required => (Tools::Required, Some(Structure::JsonSchema(any_call(&tools, single)?))),
         Choice::Named(name) => {
-            let parameters = tools.iter().find(|tool| name_of(tool) == Some(&name)).map(parameters);
-            (Tools::Named(name), Some(Structure::JsonSchema(parameters.unwrap_or_default())))
+            let mut schema = tools.iter().find(|tool| name_of(tool) == Some(&name)).map(parameters).unwrap_or_default();
+            if schema.get("x-guidance").is_none() {
+                schema["x-guidance"] = spaces();
+            }
+            (Tools::Named(name), Some(Structure::JsonSchema(schema)))
         }
     };
     let tools = (!tools.is_empty()).then_some(Value::Array(tools));
@@ -169,12 +172,20 @@ fn check(path: &str, tool: &Value) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Where a call is forced its spaces are too, as Python writes them: a small model could go on with them forever.
+fn spaces() -> Value {
+    json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "})
+}
+
 /// A schema of lists of calls. Definitions move to its root, where references look for them.
 fn any_call(tools: &[Value], single: bool) -> Result<Value, ApiError> {
     let mut definitions: Map<String, Value> = Map::new();
     let mut calls = Vec::with_capacity(tools.len());
     for (index, tool) in tools.iter().enumerate() {
         let mut parameters = parameters(tool);
+        if let Value::Object(parameters) = &mut parameters {
+            parameters.remove("x-guidance");
+        }
         for key in ["$defs", "definitions"] {
             let Some(Value::Object(own)) = parameters.as_object_mut().and_then(|map| map.remove(key)) else {
                 continue;
@@ -197,7 +208,7 @@ fn any_call(tools: &[Value], single: bool) -> Result<Value, ApiError> {
             "additionalProperties": false,
         }));
     }
-    let mut schema = json!({"type": "array", "minItems": 1, "items": {"anyOf": calls}});
+    let mut schema = json!({"type": "array", "minItems": 1, "items": {"anyOf": calls}, "x-guidance": spaces()});
     if let Value::Object(fields) = &mut schema {
         if single {
             fields.insert("maxItems".into(), json!(1));
