@@ -3,6 +3,7 @@
 //! One file a command; `args` holds what commands share. Called by `main` only.
 
 mod args;
+mod doctor;
 mod generate;
 mod inspect;
 mod plugins;
@@ -41,6 +42,8 @@ enum Command {
     Inspect(Box<inspect::Args>),
     /// List, check and create architecture plugins
     Plugins(plugins::Args),
+    /// Show what this machine has for host, and what to fix
+    Doctor(doctor::Args),
 }
 
 /// Parses the command line and runs the command.
@@ -66,6 +69,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(*args),
         Command::Inspect(args) => inspect::run(*args),
         Command::Plugins(args) => plugins::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 

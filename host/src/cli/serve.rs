@@ -11,6 +11,7 @@ use tokio::signal;
 
 use super::args::{ModelArgs, size};
 use crate::llm::Llm;
+use crate::registry::sandbox_support;
 use crate::server::{self, CorsConfig, FormatChoice, ReasoningFormat, ServerConfig, TlsFiles, ToolFormat};
 
 #[derive(clap::Args, Debug)]
@@ -205,6 +206,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let mut stop = std::pin::pin!(stop_signal()?);
     let options = args.model.options()?;
+    for hole in sandbox_support().missing() {
+        tracing::warn!("{hole}; see `host doctor`");
+    }
     let loading = tokio::task::spawn_blocking(move || Llm::load(&options));
     let llm = tokio::select! {
         llm = loading => llm.context("loading the model panicked")??,

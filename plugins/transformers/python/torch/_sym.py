@@ -21,6 +21,7 @@ class SymInt(int):
         self = int.__new__(cls, value)
         self.poly = poly
         self.text = why or ("?" if poly is None else _text(poly))
+        self.quoted = None if poly is None else '"%s"' % _text(poly)  # in the graph's text
         return self
 
     def __repr__(self):
@@ -211,7 +212,35 @@ def _difference(a, b):
     return d.get(0, 0) if not [k for k in d if k] else None
 
 
-def _comparison(name, compare):
+class Guard:
+    """A comparison of sizes that the code made, which need not come out the same at another T."""
+
+    def __init__(self, place, text, result, difference, compare):
+        self.place, self.text, self.result = place, text, result
+        self._difference, self._compare = difference, compare
+
+    def holds(self, tokens):
+        """Whether it comes out the same at this number of tokens; None if that is not known."""
+        if self._difference is None:
+            return None
+        return self._compare(sum([c * tokens**p for p, c in self._difference.items()])) == self.result
+
+    def __repr__(self):
+        return "%s: %s is %s" % (self.place, self.text, self.result)
+
+
+def note(a, sign, b, result, compare):
+    """Notes a guard for the caller's caller."""
+    f = sys._getframe(2)
+    p, q = terms_of(a), terms_of(b)
+    difference = None if p is None or q is None else _sub(p, q)
+    text = "%s %s %s" % (a, sign, b)
+    guard = Guard("%s:%d" % (f.f_code.co_filename, f.f_lineno), text, bool(result), difference, compare)
+    GUARDS.append(guard)
+    return guard
+
+
+def _comparison(name, sign, compare):
     plain = getattr(int, name)
 
     def op(self, other):
@@ -220,22 +249,21 @@ def _comparison(name, compare):
             d = _difference(self, other)
             if d is not None:
                 return compare(d)
-            f = sys._getframe(1)
-            GUARDS.append(("%s:%d" % (f.f_code.co_filename, f.f_lineno), "%s %s %s" % (self, name, other), bool(result)))
+            note(self, sign, other, result, compare)
         return result
 
     return op
 
 
-for _n, _compare in (
-    ("lt", lambda d: d < 0),
-    ("le", lambda d: d <= 0),
-    ("gt", lambda d: d > 0),
-    ("ge", lambda d: d >= 0),
-    ("eq", lambda d: d == 0),
-    ("ne", lambda d: d != 0),
+for _n, _sign, _compare in (
+    ("lt", "<", lambda d: d < 0),
+    ("le", "<=", lambda d: d <= 0),
+    ("gt", ">", lambda d: d > 0),
+    ("ge", ">=", lambda d: d >= 0),
+    ("eq", "==", lambda d: d == 0),
+    ("ne", "!=", lambda d: d != 0),
 ):
-    setattr(SymInt, "__%s__" % _n, _comparison("__%s__" % _n, _compare))
+    setattr(SymInt, "__%s__" % _n, _comparison("__%s__" % _n, _sign, _compare))
 
 
 def same(a, b):
@@ -271,36 +299,15 @@ def is_static(shape):
     return True
 
 
-class Size(tuple):
-    """torch.Size."""
+class TorchSize(tuple):
+    """torch.Size, as `Tensor.size()` gives it. Shapes are plain tuples elsewhere: they are made all the time."""
 
     def numel(self):
         return product(self)
 
-    def __getitem__(self, i):
-        r = tuple.__getitem__(self, i)
-        return Size(r) if type(i) is slice else r
-
-    def __add__(self, other):
-        return Size(tuple.__add__(self, tuple(other)))
-
-    def __radd__(self, other):
-        return Size(tuple(other) + tuple(self))
-
     def __repr__(self):
         return "torch.Size(%s)" % (list(self),)
 
-    def __eq__(self, other):
-        if not isinstance(other, (tuple, list)):
-            return NotImplemented
-        return same_shape(self, other)
 
-    def __ne__(self, other):
-        r = self.__eq__(other)
-        return r if r is NotImplemented else not r
-
-    def __hash__(self):
-        return tuple.__hash__(self)
-
-
-EMPTY = Size()
+Size = tuple
+EMPTY = ()

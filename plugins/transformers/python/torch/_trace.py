@@ -47,15 +47,18 @@ def _short(filename):
 
 
 def name():
-    """`modeling_llama.py:231 layers.0.self_attn`: the innermost frame of the model's code, and the module."""
-    f = _getframe(2)
+    """`modeling_llama.py:231 layers.0.self_attn`: the innermost frame of the model's code, and the module.
+
+    Texts are put together as the interpreter does it fastest, here and in other places that run for every node.
+    """
+    f = _getframe(3)  # ours: this function, `rec`, and the one that called it
     while f is not None:
         filename = f.f_code.co_filename
         short = _SHORT.get(filename)
         if short is None:
             short = _short(filename)
         if short:
-            return "%s:%d %s" % (short, f.f_lineno, S.path) if S.path else "%s:%d" % (short, f.f_lineno)
+            return f"{short}:{f.f_lineno} {S.path}"
         f = f.f_back
     return S.path
 
@@ -104,56 +107,91 @@ def trace_range(*bounds):
     return range(*bounds)
 
 
-def trace_min(*args, **kwargs):
-    """`min` for modules of models: of a constant and a size that depends on T, the result remembers the constant.
+class Least(int):
+    """The constant in min(constant, T) where T is larger now."""
 
-    In `scores.topk(min(k, T))` that is the number that counts, whatever T is now (see _reduce.topk).
-    """
-    least = min(*args, **kwargs)
-    if type(least) is SymInt and len(args) == 2:
-        constants = [a for a in args if type(a) is int]
-        if constants:
-            least = SymInt(int(least), least.poly, least.text)
-            least.at_most = constants[0]
-    return least
+    guard = None
 
+
+def _extreme(pick, sign):
+    """`min` or `max` for modules of models. Of equals it does not matter which: the guard holds there too."""
+
+    def f(*args, **kwargs):
+        if kwargs or len(args) != 2 or (type(args[0]) is not SymInt and type(args[1]) is not SymInt):
+            return pick(*args, **kwargs)
+        a, b = args
+        d = _sym._difference(a, b)
+        if d is not None:
+            return a if (d <= 0) == (sign < 0) else b
+        chosen, other = (a, b) if (int(a) <= int(b)) == (sign < 0) else (b, a)
+        if sign < 0:
+            guard = _sym.note(chosen, "<=", other, True, lambda d: d <= 0)
+        else:
+            guard = _sym.note(chosen, ">=", other, True, lambda d: d >= 0)
+        if sign > 0 or (type(a) is SymInt and type(b) is SymInt):
+            return chosen
+        # In `scores.topk(min(k, T))` the constant counts, whatever T is now: see _reduce.topk, which takes the guard back.
+        if type(chosen) is SymInt:
+            least = SymInt(int(chosen), chosen.poly, chosen.text)
+            least.at_most = int(other)
+        else:
+            least = Least(chosen)
+        least.guard = guard
+        return least
+
+    return f
+
+
+trace_min, trace_max = _extreme(min, -1), _extreme(max, 1)
 
 # Names that the importer puts into modules of models before their code runs.
-GLOBALS = {"range": trace_range, "min": trace_min}
+GLOBALS = {"range": trace_range, "min": trace_min, "max": trace_max}
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
 class Value:
-    __slots__ = ("shape", "ir", "live", "data", "op", "ins", "make", "node", "epoch", "label")
+    """Fields that most values do not have are the class's."""
+
+    shape = ()
+    ir = None
+    live = False
+    data = None  # numbers of a concrete value,
+    op = ins = None  # or the op and its inputs, of a lazy one,
+    make = None  # or () -> Tensor, of leaves and deferred values
+    label = None
+    node = None
+    epoch = -1
 
     def __init__(self, shape, ir, live=False, data=None, op=None, ins=None, make=None, label=None):
         self.shape = shape
         self.ir = ir
-        self.live = live
-        self.data = data
-        self.op = op
-        self.ins = ins
-        self.make = make  # () -> Tensor, for leaves and deferred values
-        self.label = label
-        self.node = None
-        self.epoch = -1
+        if live:
+            self.live = True
+        if data is not None:
+            self.data = data
+        if op is not None:
+            self.op, self.ins = op, ins
+        if make is not None:
+            self.make = make
+        if label is not None:
+            self.label = label
 
 
 def dim(n):
     """A size in the graph's text."""
-    if type(n) is SymInt:
-        if n.poly is None:
-            raise TraceError(
-                "a size of %s, which is no polynomial in the number of tokens T" % n.text,
-                "sizes may be sums and products of T and constants",
-            )
-        return '"%s"' % n.text
-    return str(int(n))
+    if type(n) is not SymInt:
+        return str(int(n))
+    if n.quoted is None:
+        raise TraceError(
+            "a size of %s, which is no polynomial in the number of tokens T" % n.text,
+            "sizes may be sums and products of T and constants",
+        )
+    return n.quoted
 
 
 def dims(shape):
     """A shape in the graph's text: `["T",64]`."""
-    return "[%s]" % ",".join([dim(n) for n in shape])
+    return "[" + ",".join([str(n) if type(n) is int else dim(n) for n in shape]) + "]"
 
 
 def node_of(v):
@@ -170,7 +208,7 @@ def node_of(v):
     else:
         raise TraceError(
             "%s was computed in another trace, or is a parameter that no weight of the checkpoint fills"
-            % (v.label or "a tensor of shape %s" % (list(v.shape),)),
+            % (v.label or "a tensor",),
             "",
         )
     v.node, v.epoch = n, S.epoch
@@ -218,14 +256,15 @@ def rec(op, ins, shape, dtype, evaluator=None, arguments=()):
             live = True
         if v.data is None:
             concrete = False
-    if live:
-        out = Value(shape, dtype.ir, True)
-        if S.on:
-            epoch = S.epoch
-            out.node = _push(op, [v.node if v.epoch == epoch else node_of(v) for v in vals], name())[0]
-            out.epoch = epoch
-        else:
-            out.op, out.ins = op, vals
+    if live and S.on:
+        # A node needs no more than its number: this is where most of the time of a trace goes.
+        out = _new(Value)
+        out.live = True
+        epoch = S.epoch
+        out.node = _push(op, [v.node if v.epoch == epoch else node_of(v) for v in vals], name())[0]
+        out.epoch = epoch
+    elif live:
+        out = Value(shape, dtype.ir, True, None, op, vals)
     elif concrete and is_static(shape) and product(shape) <= LIMIT:
         out = Value(shape, dtype.ir, False, evaluator(*arguments)(*vals))
     else:
@@ -299,6 +338,14 @@ def start(hint):
     del GUARDS[:]
     S.tokens = _sym.symbol(hint)
     return S.tokens
+
+
+def broken_guards(tokens):
+    """Comparisons of sizes that come out otherwise at this number of tokens: the trace may be no graph for it.
+
+    (At one token many do, since models tell decoding from reading a prompt by it; both mean the same.)
+    """
+    return [g for g in GUARDS if g.holds(tokens) is False]
 
 
 def finish():
@@ -420,5 +467,3 @@ def concrete(t, construct):
         "%s of a constant of shape %s" % (construct, list(t.shape)),
         "constants of more than %d elements, or that depend on T, have no value while tracing" % LIMIT,
     )
-
-
