@@ -260,7 +260,8 @@ fn reasoning(mut reasoning: Map<String, Value>) -> Result<Option<String>, ApiErr
             return Err(ApiError::field("reasoning.effort", format!("expected a string, got {}", shorten(&other))));
         }
     };
-    match reasoning.into_iter().find(|(name, value)| !value.is_null() && !(name == "summary" && value == "auto")) {
+    reasoning.retain(|name, value| !value.is_null() && (name != "summary" || value != "auto"));
+    match reasoning.into_iter().next() {
         None => Ok(effort),
         Some((name, value)) => {
             let message = format!("is not supported by this server (given: {}); leave it out", shorten(&value));

@@ -21,7 +21,8 @@ async fn every_kind_of_structure_holds_whole_and_streamed() {
     let schema_format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema()}});
     let is_json = |text: &str| serde_json::from_str::<Value>(text).is_ok_and(|value| value["a"].is_u64());
     let digits = |text: &str| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
-    let cases: [(Value, &dyn Fn(&str) -> bool); 5] = [
+    type Fits<'a> = &'a dyn Fn(&str) -> bool;
+    let cases: [(Value, Fits<'_>); 5] = [
         (json!({"response_format": schema_format}), &is_json),
         (json!({"structured_outputs": {"json": schema(), "disable_any_whitespace": true}}), &is_json),
         (json!({"structured_outputs": {"regex": "[0-9]{3}"}}), &digits),
