@@ -166,6 +166,7 @@ impl Llm {
             executor: executor_name.to_owned(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             max_logprobs: options.max_logprobs,
+            kv_cache_dtype: blueprint.kv_cache_dtype.name().to_owned(),
         };
         check_vocabulary(checkpoint, &spec);
         let config = EngineConfig {

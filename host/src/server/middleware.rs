@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -57,14 +57,18 @@ pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Req
         .get(&REQUEST_ID)
         .and_then(|value| RequestId::from_client(value.to_str().ok()?))
         .unwrap_or_else(RequestId::fresh);
+    // Only routes that exist have a name, so that nobody can make up labels.
+    let handler = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
     let logged = state.config.access_log && !UNLOGGED.contains(&request.uri().path());
-    let line = logged.then(|| (request.method().clone(), request.uri().path().to_owned(), Instant::now()));
+    let line = logged.then(|| (request.uri().path().to_owned(), Instant::now()));
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
+    state.metrics.handled(handler, &method, response.status());
     if let Ok(value) = HeaderValue::from_str(&id.text) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    if let Some((method, path, start)) = line {
+    if let Some((path, start)) = line {
         let status = response.status().as_u16();
         // For streams this is the time until the answer began.
         let ms = start.elapsed().as_secs_f64() * 1e3;

@@ -7,6 +7,7 @@ mod guard;
 mod http;
 mod operate;
 mod refuse;
+mod scrape;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
