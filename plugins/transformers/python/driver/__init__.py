@@ -1,0 +1,76 @@
+"""From a request to a graph: configuration, class, model without weights, two recorded passes, names of the checkpoint.
+
+`build` is what the plugin calls. The model is recorded at two numbers of tokens; the plugin compares the two texts, so that a
+graph never depends on the length it was traced with."""
+
+import _graph
+import _host
+
+from . import attention, classes, configs, dispatch, lengths, rope, trace, weights
+
+# Numbers of tokens: one that is shorter than windows and other limits usually are, and two that are longer.
+SHORT = 11
+
+
+def build(request):
+    _install()
+    raw = request["config"]
+    clock = [_host.clock()]
+    config = configs.load(raw)
+    cls = classes.model_class(configs.architecture(raw), config, raw)
+    clock.append(_host.clock())
+    model = instantiate(cls, config)
+    weights.bind(model, request["tensors"])
+    clock.append(_host.clock())
+    length = configs.context_length(config)
+    record(model, length)
+    clock.append(_host.clock())
+    _graph.model(configs.architecture(raw) or cls.__name__, length)
+    steps = ("classes", "model and weights", "traces")
+    times = ", ".join("%s %.0f ms" % (s, 1e3 * (b - a)) for s, a, b in zip(steps, clock, clock[1:]))
+    _host.log("traced %s: %s" % (cls.__name__, times))
+
+
+def record(model, length):
+    """Two traces that must agree: a graph means every length. A branch on the number of tokens that a short and a long sequence
+    take differently is an error, but for those that the long branch is known to cover (`lengths`)."""
+    long = max(length - 1, 2 * SHORT + 1)
+    first, second = _trace_once(model, SHORT), _trace_once(model, long)
+    if first.text == second.text:
+        return
+    lengths.check(first, second)
+    _graph.reset()
+    _trace_once(model, long)
+    _trace_once(model, long - long // 4)
+
+
+def _trace_once(model, size):
+    _graph.begin(size)
+    _graph.output("logits", trace.run(model, size))
+    return lengths.Traced(size, _graph.text())
+
+
+def _install():
+    """Rules that change modules of torch and transformers, before a model is imported."""
+    from transformers import modeling_rope_utils
+
+    dispatch.install()
+    lengths.install()
+    attention.install()
+    rope.install(modeling_rope_utils)
+
+
+def instantiate(cls, config):
+    """The model, with shapes but without weights."""
+    from torch import _trace
+
+    wanted = getattr(cls, "config_class", None)
+    if isinstance(wanted, type) and not isinstance(config, wanted):
+        # A class of the text model under the configuration of the whole.
+        inner = config.get_text_config()
+        if isinstance(inner, wanted):
+            config = inner
+    model = cls(config)
+    model.eval()
+    _trace.name_modules(model)
+    return model

@@ -1,0 +1,58 @@
+"""Branches on the number of tokens.
+
+Modelling code may compare the length with a limit. If the two traces differ, one of these comparisons came out differently. The
+graph of the long sequence is right for short ones too where the branch only leaves out a choice of the k best of T tokens for
+T <= k, since the recorded choice then takes all of them. Any other branch is an error that names it."""
+
+import torch
+from torch import _sym, _trace
+from torch._tensor import FUNCTIONS, Tensor
+
+from .errors import ModelError
+
+# The k of every choice of the k best of T tokens, in this trace.
+_choices = set()
+
+
+class Traced:
+    def __init__(self, size, text):
+        self.size = size
+        self.text = text
+        self.guards = {(where, what): outcome for where, what, outcome in _trace.GUARDS}
+        self.choices = set(_choices)
+
+
+def reset():
+    _choices.clear()
+
+
+def _topk(x, k, dim=-1, *args, plain=FUNCTIONS["topk"], **options):
+    if type(x.shape[dim]) is _sym.SymInt:
+        _choices.add(int(k))
+    return plain(x, k, dim, *args, **options)
+
+
+def install():
+    if FUNCTIONS["topk"] is not _topk:
+        FUNCTIONS["topk"] = Tensor.topk = torch.topk = _topk
+
+
+def check(short, long):
+    """Whether the graph of the long trace means short sequences too, or the error."""
+    for (where, what), outcome in long.guards.items():
+        if short.guards.get((where, what), outcome) == outcome:
+            continue
+        limit = _limit(what)
+        if limit is not None and limit in long.choices:
+            continue
+        raise ModelError(
+            "%s: the model takes one path for sequences of %d tokens and another for %d (%s); compute both paths with "
+            "torch.where, or use a native plugin for this model" % (where, short.size, long.size, what)
+        )
+
+
+def _limit(what):
+    """The number in `T gt 16` and the like."""
+    words = what.split()
+    numbers = [w for w in words if w.isdigit()]
+    return int(numbers[0]) if len(numbers) == 1 and "T" in words else None

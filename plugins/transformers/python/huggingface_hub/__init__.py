@@ -1,0 +1,1 @@
+"""Only what configuration classes use: strict dataclasses. Nothing talks to the hub."""

@@ -1,0 +1,1 @@
+"""Versions, for code that compares them."""

@@ -1,0 +1,8 @@
+"""Progress bars that show nothing."""
+
+
+def tqdm(iterable=(), *_, **__):
+    return iterable
+
+
+trange = range

@@ -1,0 +1,1 @@
+"""Models are imported one by one."""
