@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal;
 
 use super::args::{ModelArgs, size};
+use super::foreign::AlwaysArgs;
 use crate::llm::Llm;
 use crate::server::{self, CorsConfig, ServerConfig, TlsFiles};
 
@@ -19,6 +20,8 @@ pub(super) struct Args {
     pub(super) model: ModelArgs,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    always: AlwaysArgs,
 }
 
 #[derive(clap::Args, Debug)]
@@ -90,6 +93,9 @@ struct ServerArgs {
     /// Do not log requests
     #[arg(long, env = "HOST_DISABLE_ACCESS_LOG", alias = "disable-uvicorn-access-log", value_parser = BoolishValueParser::new())]
     disable_access_log: bool,
+    /// Further paths without lines in the log
+    #[arg(long, env = "HOST_DISABLE_ACCESS_LOG_FOR_ENDPOINTS", value_name = "PATHS", value_delimiter = ',')]
+    disable_access_log_for_endpoints: Vec<String>,
 }
 
 impl Args {
@@ -112,6 +118,7 @@ impl Args {
             read_timeout: Duration::from_secs(s.read_timeout),
             max_connections: s.max_connections,
             access_log: !s.disable_access_log,
+            unlogged: s.disable_access_log_for_endpoints.clone(),
             write_timeout: Duration::from_secs(s.write_timeout),
             hang_timeout: Duration::from_secs(s.hang_timeout),
             cors,

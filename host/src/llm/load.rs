@@ -177,6 +177,7 @@ impl Llm {
             enable_prefix_caching: options.enable_prefix_caching,
             max_waiting: options.max_waiting,
             max_waiting_tokens: options.max_waiting_tokens,
+            seed: options.seed,
         };
         let engine = Engine::start(executor, config)?;
         phase.done("engine");
@@ -240,8 +241,11 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
     let blocks = match options.kv_cache_memory {
         Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX) / per_block,
         None => {
-            let free = free_memory().saturating_sub(blueprint.checkpoint.weights.total_bytes());
-            (usize::try_from(free / 2).unwrap_or(usize::MAX) / per_block).min(useful)
+            let weights = blueprint.checkpoint.weights.total_bytes();
+            let half = free_memory().saturating_sub(weights) / 2;
+            let bound = options.memory_share.map(|share| (all_memory() as f64 * share) as u64);
+            let bytes = bound.map_or(half, |bound| half.min(bound.saturating_sub(weights)));
+            (usize::try_from(bytes).unwrap_or(usize::MAX) / per_block).min(useful)
         }
     };
     let blocks = blocks.min(u32::MAX as usize - 1);
@@ -253,6 +257,9 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
     if blocks == 0 {
         let has = match options.kv_cache_memory {
             Some(bytes) => format!("--kv-cache-memory is {bytes} bytes"),
+            None if options.memory_share.is_some() => {
+                "--gpu-memory-utilization leaves too little for the KV cache, after the weights".to_owned()
+            }
             None => "half of the free memory is too little for the KV cache".to_owned(),
         };
         return Err(LoadError::Setting(format!(
@@ -285,6 +292,14 @@ fn free_memory() -> u64 {
     system.refresh_memory();
     let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
     system.available_memory().min(group)
+}
+
+/// Bytes that the machine has, or that this process's control group may use.
+fn all_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    system.total_memory().min(group)
 }
 
 /// Logs how long phases take.

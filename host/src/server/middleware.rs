@@ -60,7 +60,9 @@ pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Req
     // Only routes that exist have a name, so that nobody can make up labels.
     let handler = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
-    let logged = state.config.access_log && !UNLOGGED.contains(&request.uri().path());
+    let path = request.uri().path();
+    let silent = UNLOGGED.contains(&path) || state.config.unlogged.iter().any(|other| other == path);
+    let logged = state.config.access_log && !silent;
     let line = logged.then(|| (request.uri().path().to_owned(), Instant::now()));
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
