@@ -37,9 +37,6 @@ pub struct ModelArgs {
     /// Sampling defaults that win over those, as JSON such as {"temperature": 0.5}
     #[arg(long, env = "HOST_OVERRIDE_GENERATION_CONFIG", value_name = "JSON")]
     pub override_generation_config: Option<String>,
-    /// Seed of requests that bring none [default: a new one for each]
-    #[arg(long, env = "HOST_SEED", value_name = "N")]
-    pub seed: Option<u64>,
     /// The most logprobs that a request may ask for; -1: no limit
     #[arg(long, env = "HOST_MAX_LOGPROBS", default_value_t = 20, allow_hyphen_values = true)]
     pub max_logprobs: i64,
@@ -183,7 +180,6 @@ impl ModelArgs {
             enable_prefix_caching: !engine.no_enable_prefix_caching,
             kv_cache_memory: engine.kv_cache_memory,
             memory_share: engine.gpu_memory_utilization,
-            seed: self.seed,
             generation: self.generation()?,
             skip_tokenizer_init: self.skip_tokenizer_init,
             chat_template: self.chat_template.as_deref().map(chat_template).transpose()?,

@@ -3,11 +3,15 @@
 //! One file a command; `args` holds what commands share. Called by `main` only.
 
 mod args;
+mod batch;
+mod bench;
+mod chat;
 mod foreign;
 mod generate;
 mod inspect;
 mod plugins;
 mod serve;
+mod shell;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -40,6 +44,16 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Show a model's plugin, size, graph and plan without running it
     Inspect(Box<inspect::Args>),
+    /// Talk to a running server, in the terminal
+    Chat(chat::Args),
+    /// Measure the engine, or any server with the OpenAI API
+    Bench(bench::Args),
+    /// Answer a file of requests in the form of OpenAI's batch API
+    RunBatch(Box<batch::Args>),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write all pages into a folder
+    Man(shell::ManArgs),
     /// List, check and create architecture plugins
     Plugins(plugins::Args),
 }
@@ -70,6 +84,11 @@ pub fn run() -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(*args),
         Command::Generate(args) => generate::run(*args),
         Command::Inspect(args) => inspect::run(*args),
+        Command::Chat(args) => chat::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::RunBatch(args) => batch::run(*args),
+        Command::Completions(args) => shell::completions(Cli::command(), &args),
+        Command::Man(args) => shell::man(Cli::command(), &args),
         Command::Plugins(args) => plugins::run(args),
     }
 }

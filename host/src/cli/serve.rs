@@ -11,7 +11,7 @@ use tokio::signal;
 
 use super::args::{ModelArgs, size};
 use super::foreign::AlwaysArgs;
-use crate::llm::Llm;
+use crate::llm::{Llm, LlmOptions};
 use crate::server::{self, CorsConfig, ServerConfig, TlsFiles};
 
 #[derive(clap::Args, Debug)]
@@ -69,6 +69,9 @@ struct ServerArgs {
     /// The most completions (prompts times n) of one request
     #[arg(long, env = "HOST_MAX_CHOICES", default_value_t = 4096, value_name = "N")]
     max_choices: usize,
+    /// What seeds of requests that bring none are made from [default: the system's random numbers]
+    #[arg(long, env = "HOST_SEED", value_name = "N")]
+    seed: Option<u64>,
     /// Let requests bring their own chat_template
     #[arg(long, env = "HOST_TRUST_REQUEST_CHAT_TEMPLATE", value_parser = BoolishValueParser::new())]
     trust_request_chat_template: bool,
@@ -202,7 +205,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         listen(host, port).await.with_context(|| format!("cannot listen on {host}:{port} (--host, --port)"))?;
     let address = listener.local_addr()?;
     let mut stop = std::pin::pin!(stop_signal()?);
-    let options = args.model.options()?;
+    let options = LlmOptions { seed: args.server.seed, ..args.model.options()? };
     let loading = tokio::task::spawn_blocking(move || Llm::load(&options));
     let llm = tokio::select! {
         llm = loading => llm.context("loading the model panicked")??,
@@ -214,7 +217,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(seconds, "serving {} on {scheme}://{address}/v1", llm.info().served_names.join(", "));
+    tracing::info!(seconds, "ready");
+    tracing::info!("serving {} on {scheme}://{address}/v1", llm.info().served_names.join(", "));
     let engine = llm.engine().clone();
     let result = server::serve(listener, llm, config, stop).await;
     engine.shutdown();

@@ -50,6 +50,13 @@ impl RequestId {
     }
 }
 
+/// A key that nobody can guess, for a server that only its own process should use.
+pub fn random_key() -> String {
+    // The standard library seeds its hashers from the system's source of random numbers.
+    let word = || RandomState::new().hash_one(Instant::now());
+    format!("{:016x}{:016x}", word(), word())
+}
+
 /// Gives the request its id, times it and logs it.
 pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let id = request

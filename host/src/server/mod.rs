@@ -36,6 +36,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use config::ServerConfig;
 pub use cors::{CorsConfig, CorsError};
 pub use error::ApiError;
+pub use middleware::random_key;
 pub use serve::{ServerError, serve};
 pub use tls::{TlsError, TlsFiles};
 

@@ -12,3 +12,4 @@ mod models;
 #[path = "../serve/program.rs"]
 mod program;
 mod settings;
+mod tools;
