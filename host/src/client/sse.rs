@@ -25,7 +25,7 @@ impl Events {
             let event = String::from_utf8_lossy(&self.buffer[self.start..self.start + length]).into_owned();
             self.start += after;
             let mut data: Option<String> = None;
-            for line in event.lines() {
+            for line in event.lines().map(|line| line.trim_end_matches('\r')) {
                 let Some(rest) = line.strip_prefix("data:") else { continue };
                 let rest = rest.strip_prefix(' ').unwrap_or(rest);
                 match &mut data {

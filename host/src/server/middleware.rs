@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
+use super::page;
 use super::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -116,6 +117,9 @@ impl Keys {
 pub(crate) async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if OPEN.contains(&request.uri().path()) || state.keys.admit(request.headers().get(header::AUTHORIZATION)) {
         return next.run(request).await;
+    }
+    if request.uri().path() == "/" && request.method() == Method::GET {
+        return page::sign_in();
     }
     let message = "this server needs an API key; send it as Authorization: Bearer KEY";
     ApiError::new(StatusCode::UNAUTHORIZED, message).into_response()

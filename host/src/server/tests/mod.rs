@@ -6,6 +6,7 @@ mod completions;
 mod guard;
 mod http;
 mod operate;
+mod page;
 mod refuse;
 mod scrape;
 
