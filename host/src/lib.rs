@@ -14,5 +14,6 @@ pub mod llm;
 pub mod registry;
 pub mod server;
 pub mod text;
+pub mod transformers;
 
 pub use llm::{Llm, LlmOptions, SamplingParams};

@@ -46,6 +46,9 @@ pub enum DescribeReply {
 /// How the error value of a plugin that panicked starts.
 pub const PANICKED: &str = "panicked at ";
 
+/// How the error value of a plugin starts that does not support a model ([`BuildError::Unsupported`]).
+pub const UNSUPPORTED: &str = "unsupported: ";
+
 /// Makes the crate's library a plugin: `export_plugin!(MyPlugin);`, once, with a type that implements
 /// [`Plugin`](crate::Plugin), in a crate of type `cdylib`.
 #[macro_export]
@@ -86,7 +89,10 @@ extern "C" fn build<P: Plugin>(request: RSlice<'_, u8>) -> RResult<RVec<u8>, RVe
     let built = catch(|| {
         let request: BuildRequest = serde_json::from_slice(request.as_slice())
             .map_err(|e| format!("the host's request is not readable: {e}"))?;
-        P::build(&request).map(|model| model.to_text()).map_err(|e| e.to_string())
+        P::build(&request).map(|model| model.to_text()).map_err(|e| match e {
+            BuildError::Unsupported { .. } => format!("{UNSUPPORTED}{e}"),
+            e => e.to_string(),
+        })
     });
     match built.and_then(|result| result) {
         Ok(text) => RResult::ROk(text.into_bytes().into()),

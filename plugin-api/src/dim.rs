@@ -60,6 +60,11 @@ impl Dim {
         }
     }
 
+    /// Powers of T with their coefficients, highest first, unless R is in it.
+    pub fn token_terms(&self) -> Option<Vec<(u8, i64)>> {
+        self.0.iter().map(|term| (term.r == 0).then_some((term.t, term.coefficient))).collect()
+    }
+
     /// Whether this is the constant 1, which broadcasts.
     pub fn is_one(&self) -> bool {
         self.as_const() == Some(1)
@@ -261,6 +266,12 @@ mod tests {
             assert_eq!(a.mul(&b).unwrap().eval(t, r), Ok(x * y));
         }
         assert_eq!(a.sub(&a).unwrap(), dim("0"));
+    }
+
+    #[test]
+    fn terms_are_of_tokens_only() {
+        assert_eq!(dim("T*T-3*T+2").token_terms(), Some(vec![(2, 1), (1, -3), (0, 2)]));
+        assert_eq!(dim("T+R").token_terms(), None);
     }
 
     #[test]

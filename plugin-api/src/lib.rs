@@ -27,7 +27,7 @@ pub mod testkit;
 mod text;
 mod types;
 
-pub use abi::{DescribeReply, PANICKED, Plugin};
+pub use abi::{DescribeReply, PANICKED, Plugin, UNSUPPORTED};
 pub use builder::{AttentionOptions, Builder};
 pub use dim::{Dim, DimError};
 pub use model::{Graph, KvState, LengthDependence, Model, Node, Value};

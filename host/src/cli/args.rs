@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use crate::exec::Dtype;
 use crate::llm::{DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource};
 use crate::registry::ModelImpl;
+use crate::transformers::PackageOptions;
 
 /// Which model, and how it is run.
 #[derive(Args, Debug, Clone)]
@@ -25,6 +26,9 @@ pub struct ModelArgs {
     /// Name that the API knows the model by; may be repeated [default: MODEL as given]
     #[arg(long, env = "HOST_SERVED_MODEL_NAME", value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     pub served_model_name: Vec<String>,
+    /// Let plugins read and run the model's own Python code, in their sandbox; see "Models with code" in docs/operations.md
+    #[arg(long, env = "HOST_TRUST_REMOTE_CODE", value_parser = BoolishValueParser::new())]
+    pub trust_remote_code: bool,
     /// Load no tokenizer: prompts are token ids
     #[arg(long, env = "HOST_SKIP_TOKENIZER_INIT", value_parser = BoolishValueParser::new())]
     pub skip_tokenizer_init: bool,
@@ -72,6 +76,30 @@ pub(super) struct SearchArgs {
     /// Memory that a plugin may use
     #[arg(long, env = "HOST_PLUGIN_MEMORY", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
     pub(super) plugin_memory: u64,
+    #[command(flatten)]
+    pub(super) package: PackageArgs,
+}
+
+/// Where the package `transformers` comes from.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Plugins")]
+pub(super) struct PackageArgs {
+    /// Folder of the Python package transformers, or a site-packages folder that holds it [default: that of the active
+    /// virtualenv, of the user, of the system, or else a copy that is fetched]
+    #[arg(long, env = "HOST_TRANSFORMERS_PATH", value_name = "DIR")]
+    pub(super) transformers_path: Option<PathBuf>,
+    /// Package index that transformers is fetched from [default: PIP_INDEX_URL, or https://pypi.org/simple]
+    #[arg(long, env = "HOST_TRANSFORMERS_INDEX", value_name = "URL", hide_env_values = true)]
+    pub(super) transformers_index: Option<String>,
+}
+
+impl PackageArgs {
+    pub(super) fn apply(&self, options: &mut PackageOptions) {
+        options.path = self.transformers_path.clone();
+        if let Some(index) = &self.transformers_index {
+            options.index = index.clone();
+        }
+    }
 }
 
 /// How the engine runs.
@@ -163,6 +191,7 @@ impl ModelArgs {
             model: self.model.clone().map_or(ModelSource::Demo, ModelSource::Named),
             served_names: self.served_model_name.clone(),
             model_impl: plugins.model_impl.clone(),
+            trust_remote_code: self.trust_remote_code,
             dtype: engine.dtype,
             kv_cache_dtype: engine.kv_cache_dtype,
             executor: match engine.executor {
@@ -219,6 +248,7 @@ impl SearchArgs {
         options.dirs = self.plugins_dir.clone();
         options.deadline = Duration::from_secs(self.plugin_timeout);
         options.memory_limit = self.plugin_memory;
+        self.package.apply(&mut options.transformers);
     }
 }
 

@@ -5,11 +5,15 @@
 //! folder. It has one table a command (`[serve]`, `[generate]`, ...) with the flags' long names as keys;
 //! keys outside a table hold for every command that has the flag. Unknown keys are errors. Called by `cli`.
 
+mod folders;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
 use toml::{Table, Value};
+
+pub use folders::cache_folder;
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 //! Files are streamed into `blobs/*.incomplete`, resumed where they stopped, compared with the announced size and
 //! sha256, and only then renamed to their place and linked into the snapshot. A ref is written last: a snapshot that a
 //! ref points to is complete. (Crate hf-hub does neither the comparison nor the resuming; see docs/decisions.)
-//! Python files, pickles and other formats are never fetched.
+//! Python files are fetched only if the options say so, pickles and other formats never.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -81,7 +81,7 @@ impl Download {
     async fn run(self: Arc<Self>) -> Result<Snapshot, HubError> {
         let (commit, files) = self.list().await?;
         let dir = self.folder.join("snapshots").join(&commit);
-        let small: Vec<Announced> = files.iter().filter(|f| is_small_file(&f.path)).cloned().collect();
+        let small: Vec<Announced> = files.iter().filter(|f| self.is_small_file(&f.path)).cloned().collect();
         if !small.iter().any(|f| f.path == "config.json") {
             return Err(self.not_found(": it has no config.json".into()));
         }
@@ -93,6 +93,10 @@ impl Download {
         }
         let python_files = files.into_iter().map(|f| f.path).filter(|f| f.ends_with(".py")).collect();
         Ok(Snapshot { dir, commit, python_files })
+    }
+
+    fn is_small_file(&self, path: &str) -> bool {
+        is_small_file(path) || (self.options.python_files && is_python_file(path))
     }
 
     /// The safetensors files of the checkpoint: the single one, else those that the index (fetched before) names.
@@ -374,6 +378,11 @@ fn is_small_file(path: &str) -> bool {
     is_plain_name(path) && (NAMES.contains(&path) || of_tokenizer)
 }
 
+/// A Python file, in subfolders too, none of them hidden.
+fn is_python_file(path: &str) -> bool {
+    path.ends_with(".py") && path.split('/').all(|part| is_plain_name(part) && !part.starts_with('.'))
+}
+
 /// Makes `pointer` a link to the blob (a relative one, so that the cache can be moved), or a copy where links are not to be had.
 fn link(blob: &Path, pointer: &Path) -> Result<(), HubError> {
     let Some(parent) = pointer.parent() else {
@@ -406,7 +415,7 @@ pub(super) fn said(message: Option<&str>) -> String {
 }
 
 /// The error and what caused it: reqwest's own message does not say why.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -420,7 +429,7 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Hidden until there is something to show.
-fn progress_bar() -> ProgressBar {
+pub(crate) fn progress_bar() -> ProgressBar {
     let style = "{bytes}/{total_bytes} {wide_bar} {bytes_per_sec} {eta} {msg}";
     let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::hidden().with_style(style)

@@ -22,6 +22,8 @@ mod download_tests;
 #[cfg(all(test, feature = "hub"))]
 mod test_server;
 
+#[cfg(feature = "hub")]
+pub(crate) use download::{progress_bar, with_causes};
 pub use error::HubError;
 pub use header::Dtype;
 pub use options::{DEFAULT_ENDPOINT, HubOptions};

@@ -20,6 +20,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Base URL of the hub.
     pub endpoint: String,
+    /// Fetch the repository's Python files too, for plugins that read a model's own code. Nothing runs them here.
+    pub python_files: bool,
     /// Draw a progress bar on the terminal.
     pub progress: bool,
     /// How long nothing may arrive before a request is given up.
@@ -45,6 +47,7 @@ impl HubOptions {
                 .any(|name| variable(name).is_some_and(|v| is_true(&v))),
             token: token(&home),
             endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into()).trim_end_matches('/').into(),
+            python_files: false,
             progress: true,
             timeout: Duration::from_secs(
                 variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|v| v.parse().ok()).unwrap_or(30).clamp(1, 86_400),

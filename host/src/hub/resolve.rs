@@ -275,6 +275,7 @@ mod tests {
         HubOptions {
             revision: None,
             cache_dir: cache.into(),
+            python_files: false,
             offline: true,
             token: None,
             endpoint: "http://127.0.0.1:9".into(),

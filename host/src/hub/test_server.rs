@@ -73,6 +73,7 @@ impl Server {
             // Some token, so that none of this machine's is picked up.
             token: Some("test".into()),
             endpoint: self.endpoint.clone(),
+            python_files: false,
             progress: false,
             timeout: Duration::from_secs(5),
             retries: 1,

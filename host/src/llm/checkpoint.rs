@@ -1,11 +1,13 @@
 //! A model's files, opened: configuration, weights, tokenizer, generation settings. From a folder, from
 //! the hub, or from inside the program.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use super::settings::{GenerationSource, LlmOptions, LoadError, ModelSource};
 use crate::exec::Dtype;
-use crate::hub::{self, Weights};
+use crate::hub::{self, HubOptions, Weights};
 use crate::text::{GenerationConfig, Tokenizer};
 
 /// The built-in demo model; its card is `host/demo/README.md`.
@@ -33,6 +35,10 @@ pub struct Checkpoint {
     pub weights: Weights,
     /// Without: prompts are token ids.
     pub tokenizer: Option<Tokenizer>,
+    /// Its folder; `None`: it is inside the program.
+    pub dir: Option<PathBuf>,
+    /// Names of the Python files that it brings, of which nothing is run here.
+    pub python_files: Vec<String>,
     /// End-of-sequence ids and sampling defaults.
     pub generation_config: GenerationConfig,
 }
@@ -80,12 +86,15 @@ impl Checkpoint {
             generation_config: GenerationConfig::from_values(Some(&json(demo::GENERATION_CONFIG)?), Some(&config))?,
             config,
             weights: Weights::from_static(demo::WEIGHTS)?,
+            dir: None,
+            python_files: vec![],
             tokenizer,
         })
     }
 
     fn named(name: &str, options: &LlmOptions) -> Result<Checkpoint, LoadError> {
-        let files = hub::resolve(name, &options.hub)?;
+        let hub = HubOptions { python_files: options.trust_remote_code, ..options.hub.clone() };
+        let files = hub::resolve(name, &hub)?;
         let tokenizer = match options.skip_tokenizer_init {
             true => None,
             false => {
@@ -104,6 +113,8 @@ impl Checkpoint {
             weights: Weights::open(&files.dir)?,
             generation_config: GenerationConfig::load(&files.dir)?,
             config: files.config,
+            dir: Some(files.dir),
+            python_files: files.python_files,
             tokenizer,
         })
     }

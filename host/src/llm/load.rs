@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use plugin_api::{BuildRequest, Graph, Model, SpecError, TensorInfo};
+use plugin_api::{Graph, Model, Sources, SpecError};
 
+use super::build::{Built, build};
 use super::checkpoint::Checkpoint;
 use super::settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError};
 use super::{Llm, ModelInfo};
@@ -14,8 +15,8 @@ use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan};
 use crate::exec::reference::{Limits, ReferenceExecutor, checkpoint as f32_weights};
 use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor};
 use crate::graph;
-use crate::hub::{self, Weights};
-use crate::registry::{Registry, Selected};
+use crate::hub::Weights;
+use crate::registry::Selected;
 
 /// A model that is found, built and checked, but not running: what `host inspect` shows.
 pub struct Blueprint {
@@ -23,6 +24,8 @@ pub struct Blueprint {
     pub checkpoint: Checkpoint,
     /// The plugin that built it.
     pub plugin: Selected,
+    /// What the plugin read beside config.json and the names of the tensors.
+    pub sources: Sources,
     /// What the plugin returned, verified.
     pub model: Model,
     /// The optimised graph `decode`.
@@ -40,17 +43,7 @@ impl Blueprint {
         let checkpoint = Checkpoint::open(options)?;
         phase.done("model files");
         let architecture = checkpoint.architecture()?.to_owned();
-        let registry = Registry::new(options.registry.clone())?;
-        let plugin = registry.select(&options.model_impl, &architecture)?;
-        let tensor = |(name, dtype, shape): (&str, hub::Dtype, &[usize])| TensorInfo {
-            name: name.to_owned(),
-            dtype: dtype.name().to_owned(),
-            shape: shape.to_vec(),
-        };
-        let tensors = checkpoint.weights.describe().map(tensor).collect();
-        let model = registry
-            .build_model(&plugin, &BuildRequest::new(checkpoint.config.clone(), tensors))
-            .map_err(|e| about(&checkpoint, e))?;
+        let Built { plugin, sources, model } = build(&checkpoint, options)?;
         phase.done("plugin");
         let failed = |error: SpecError| LoadError::Pass { architecture: architecture.clone(), error: Box::new(error) };
         // `build_model` verified that there is a `decode`.
@@ -73,10 +66,11 @@ impl Blueprint {
             plugin = plugin.description.name,
             version = plugin.description.version,
             model_impl = plugin.kind(),
+            transformers = sources.transformers_version,
             dtype = dtype.name(),
             "model found"
         );
-        Ok(Blueprint { checkpoint, plugin, model, graph, dtype, kv_cache_dtype })
+        Ok(Blueprint { checkpoint, plugin, sources, model, graph, dtype, kv_cache_dtype })
     }
 
     /// The plan of the CPU executor, with the graph that it refers to. Not every graph has one.
@@ -160,6 +154,7 @@ impl Llm {
             plugin: blueprint.plugin.description.name.clone(),
             plugin_version: blueprint.plugin.description.version.clone(),
             model_impl: blueprint.plugin.kind().to_owned(),
+            transformers: blueprint.sources.transformers_version.clone(),
             architecture: blueprint.model.architecture.clone(),
             // The reference knows no other arithmetic.
             dtype: if executor_name == "reference" { Dtype::Float32 } else { blueprint.dtype }.name().to_owned(),
@@ -195,7 +190,7 @@ impl Llm {
 }
 
 /// The error with the model's name.
-fn about(checkpoint: &Checkpoint, error: impl Into<LoadError>) -> LoadError {
+pub(super) fn about(checkpoint: &Checkpoint, error: impl Into<LoadError>) -> LoadError {
     LoadError::Model { name: checkpoint.name.clone(), error: Box::new(error.into()) }
 }
 

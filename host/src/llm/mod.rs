@@ -32,8 +32,10 @@
 //! }
 //! ```
 
+mod build;
 mod checkpoint;
 mod load;
+mod model_code;
 mod options;
 mod output;
 mod settings;

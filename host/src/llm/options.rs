@@ -21,6 +21,8 @@ pub struct ModelInfo {
     pub plugin_version: String,
     /// `native` or `transformers`.
     pub model_impl: String,
+    /// Version of the package `transformers`, where the plugin reads it.
+    pub transformers: Option<String>,
     /// The model's class, such as `LlamaForCausalLM`.
     pub architecture: String,
     /// What it computes in.
@@ -45,6 +47,7 @@ impl Default for ModelInfo {
             plugin: String::new(),
             plugin_version: String::new(),
             model_impl: String::new(),
+            transformers: None,
             architecture: String::new(),
             dtype: String::new(),
             executor: "cpu".into(),

@@ -53,6 +53,8 @@ pub struct LlmOptions {
     pub registry: RegistryOptions,
     /// Which plugin.
     pub model_impl: ModelImpl,
+    /// Hand the model's own Python code to plugins that read it.
+    pub trust_remote_code: bool,
     /// Arithmetic of matrix products.
     pub dtype: DtypeChoice,
     /// Element type of the KV cache; `Auto`: f32 with `Float32`, else bf16.
@@ -118,6 +120,7 @@ impl Default for LlmOptions {
             hub: HubOptions::from_env(),
             registry: RegistryOptions::default(),
             model_impl: ModelImpl::Auto,
+            trust_remote_code: false,
             dtype: DtypeChoice::Auto,
             kv_cache_dtype: DtypeChoice::Auto,
             executor: ExecutorKind::Auto,
@@ -164,6 +167,14 @@ pub enum LoadError {
     /// The plugin failed.
     #[error(transparent)]
     Plugin(#[from] PluginError),
+    /// More than one plugin was tried, and each failed; several lines.
+    #[error("no plugin can build the model {name}; tried:{}", errors.iter().map(|e| format!("\n  {e}")).collect::<String>())]
+    Tried {
+        /// The model as the user named it.
+        name: String,
+        /// Why each failed, in order.
+        errors: Vec<LoadError>,
+    },
     /// A pass broke the graph: a defect of `host`.
     #[error("optimising the graph of {architecture} failed: {error}")]
     Pass {

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::Cause;
 use super::{image, search};
+use crate::config::cache_folder;
 
 /// Largest plugin file.
 const MAX_BYTES: u64 = 1 << 30;
@@ -53,12 +54,7 @@ pub(super) enum Trust {
 impl Cache {
     /// Opens `dir`, or the user's cache folder, or else a temporary folder.
     pub(super) fn open(dir: Option<&Path>) -> io::Result<Cache> {
-        let usual = || {
-            let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-            let base = var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|h| h.join(".cache")))?;
-            Some(base.join("host/plugins"))
-        };
-        if let Some(wanted) = dir.map(Path::to_owned).or_else(usual) {
+        if let Some(wanted) = dir.map(Path::to_owned).or_else(|| cache_folder("plugins")) {
             match private_dir(&wanted) {
                 Ok(()) => return Ok(Cache { dir: wanted, _temporary: None }),
                 Err(e) => {
@@ -161,7 +157,7 @@ impl Cache {
 }
 
 /// Makes a folder that belongs to the current user alone, or checks that it does.
-fn private_dir(dir: &Path) -> io::Result<()> {
+pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let meta = fs::symlink_metadata(dir)?;
     let me = rustix::process::geteuid().as_raw();

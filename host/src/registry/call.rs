@@ -11,14 +11,14 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use plugin_api::PANICKED;
+use plugin_api::{PANICKED, UNSUPPORTED};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::error::{Cause, STDERR_TAIL, Stage, one_line};
 use super::frame;
 use super::loader::LoadError;
-use super::sandbox::Limits;
+use super::sandbox::{self, Limits};
 use super::worker::{self, Job, WORKER_ARGUMENT, tag};
 
 /// How the host asks.
@@ -95,6 +95,7 @@ impl Caller<'_> {
         let job = Job {
             build: request.is_some(),
             limits: Limits { memory: self.memory_limit, cpu_seconds },
+            sandbox: sandbox::parts(),
             answer_limit: self.answer_limit,
             parent: std::process::id(),
         };
@@ -146,7 +147,10 @@ impl Caller<'_> {
                 let message = String::from_utf8_lossy(&answer);
                 Err(match message.strip_prefix(PANICKED) {
                     Some(message) => Cause::Panicked { stage, message: format!("at {}", one_line(message, 500)) },
-                    None => Cause::Declined(one_line(&message, 1000)),
+                    None => match message.strip_prefix(UNSUPPORTED) {
+                        Some(message) => Cause::Unsupported(one_line(message, 1000)),
+                        None => Cause::Declined(one_line(&message, 1000)),
+                    },
                 })
             }
             tag::NOT_LOADED => {

@@ -183,6 +183,15 @@ pub enum Cause {
         /// IR version that the plugin was built with.
         ir: IrVersion,
     },
+    /// It needs something that this host does not know of.
+    #[error("needs `{need}`, which this host (version {version}) cannot supply; use a newer host", need = .0, version = env!("CARGO_PKG_VERSION"))]
+    Needs(String),
+    /// What it needs to read cannot be had.
+    #[error("cannot be given what it reads: {0}")]
+    Sources(String),
+    /// It says that it does not support this model; another plugin may. Not a bug.
+    #[error("cannot build this model: {0}")]
+    Unsupported(String),
     /// It says that it cannot build this model. Not a bug.
     #[error("cannot build this model: {0}")]
     Declined(String),

@@ -15,6 +15,7 @@ mod loader;
 mod sandbox;
 mod search;
 mod select;
+mod sources;
 mod template;
 mod worker;
 
@@ -26,13 +27,17 @@ use std::time::Duration;
 use plugin_api::{BuildRequest, Description, IrVersion, Model, spec};
 
 pub use error::{Cause, PluginError, Stage};
+pub use sandbox::{SandboxSupport, support as sandbox_support};
 pub use search::{Directory, Origin, implicit_dirs};
 pub use select::{ModelImpl, SelectError, Selected};
+pub use sources::{MODEL_CODE, TRANSFORMERS};
 pub use worker::{WORKER_ARGUMENT, is_worker, worker_main};
 
 use cache::{Cache, Copy, Trust};
 use call::Caller;
 use error::one_line;
+
+use crate::transformers::PackageOptions;
 
 /// Default of [`RegistryOptions::deadline`].
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
@@ -58,6 +63,8 @@ pub struct RegistryOptions {
     pub answer_limit: u64,
     /// Where private copies are kept; by default `host/plugins` in the user's cache folder.
     pub cache_dir: Option<PathBuf>,
+    /// Where the package `transformers` comes from, for plugins that need it.
+    pub transformers: PackageOptions,
 }
 
 impl Default for RegistryOptions {
@@ -75,6 +82,7 @@ impl Default for RegistryOptions {
             memory_limit: DEFAULT_MEMORY_LIMIT,
             answer_limit: DEFAULT_ANSWER_LIMIT,
             cache_dir: None,
+            transformers: PackageOptions::default(),
         }
     }
 }
@@ -211,11 +219,11 @@ impl Registry {
         Ok(description)
     }
 
-    /// Has a plugin build a model's graph; the answer is the text form, not yet parsed. Called from any thread, which it
+    /// Has a plugin build a model's graph from the request and the sources that it needs; the answer is the text form, not yet parsed. Called from any thread, which it
     /// blocks until the plugin has answered or the deadline has passed.
     pub fn build(&self, plugin: &Selected, request: &BuildRequest) -> Result<Vec<u8>, PluginError> {
         let fail = |cause, output| plugin.error(cause, output);
-        let request = serde_json::to_vec(request)
+        let request = serde_json::to_vec(&self.supply(plugin, request)?)
             .map_err(|e| fail(Cause::Worker(format!("the request cannot be written: {e}")), String::new()))?;
         let (answer, output) = self.caller().ask(plugin.copy.path.as_os_str(), Some(&request));
         if !output.is_empty() {

@@ -1,7 +1,7 @@
 //! Chooses the plugin for an architecture.
 //!
-//! The whole rule: `auto` takes the first native plugin that claims the architecture, else the plugin `transformers`;
-//! `native`, `transformers` and a plugin's name force one. A failed choice lists every plugin with the rule that it failed.
+//! The whole rule: `auto` takes the first native plugin that claims the architecture, and the plugin `transformers` where
+//! there is none, or where it does not support the model; `native`, `transformers` and a plugin's name force one. A failed choice lists every plugin with the rule that it failed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,8 @@ use std::str::FromStr;
 use plugin_api::{Description, IrVersion};
 
 use super::cache::Copy;
+use super::sources::TRANSFORMERS;
 use super::{Cause, Directory, Found, PluginError, Registry};
-
-/// Name of the plugin that reads transformers' own modelling code; all others are native.
-const TRANSFORMERS: &str = "transformers";
 
 /// `--model-impl`: which plugin builds the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,6 +67,11 @@ impl Selected {
     /// `native` or `transformers`, for the log and `/v1/models`.
     pub fn kind(&self) -> &'static str {
         if self.description.name == TRANSFORMERS { TRANSFORMERS } else { "native" }
+    }
+
+    /// Whether it wants to read these sources, by their name in [`Description::needs`].
+    pub fn needs(&self, source: &str) -> bool {
+        self.description.needs.iter().any(|need| need == source)
     }
 
     /// SHA-256 of the plugin's file.
@@ -147,8 +150,15 @@ impl fmt::Display for SelectError {
 }
 
 impl Registry {
-    /// Chooses the plugin that builds `architecture`, which is `architectures[0]` of the model's config.json.
+    /// The first of [`candidates`](Registry::candidates).
     pub fn select(&self, model_impl: &ModelImpl, architecture: &str) -> Result<Selected, SelectError> {
+        // There is at least one.
+        self.candidates(model_impl, architecture).map(|mut all| all.swap_remove(0))
+    }
+
+    /// The plugins that may build `architecture`, which is `architectures[0]` of the model's config.json, in the order in
+    /// which they are to be asked: another one after the first only under `auto`. At least one.
+    pub fn candidates(&self, model_impl: &ModelImpl, architecture: &str) -> Result<Vec<Selected>, SelectError> {
         let found = self.scan();
         for plugin in &found {
             if let Err(e) = &plugin.description {
@@ -164,17 +174,17 @@ impl Registry {
         let first_native = || native().find(claims).or_else(|| native().find(claims_any));
         let transformers = || named(TRANSFORMERS).filter(|p| claims(p) || claims_any(p));
         let chosen = match model_impl {
-            ModelImpl::Auto => first_native().or_else(transformers),
-            ModelImpl::Native => first_native(),
-            ModelImpl::Transformers => transformers(),
-            ModelImpl::Named(name) => named(name),
+            ModelImpl::Auto => [first_native(), transformers()],
+            ModelImpl::Native => [first_native(), None],
+            ModelImpl::Transformers => [transformers(), None],
+            ModelImpl::Named(name) => [named(name), None],
         };
-        if let Some(Ok(selected)) = chosen.map(Found::select) {
-            let d = &selected.description;
+        let chosen: Vec<Selected> = chosen.into_iter().flatten().filter_map(|found| found.select().ok()).collect();
+        if let Some(Selected { description: d, .. }) = chosen.first() {
             if !d.claims(architecture) && !d.claims_any() {
                 tracing::warn!("plugin `{}` does not claim `{architecture}`; it was asked for by name", d.name);
             }
-            return Ok(selected);
+            return Ok(chosen);
         }
         let tried = found.iter().map(|p| failed_rule(p, model_impl, architecture)).chain(absent(&found, model_impl));
         Err(SelectError {

@@ -10,17 +10,18 @@ use std::process::ExitCode;
 
 use host_plugin_abi::RootModuleRef;
 use host_plugin_abi::abi_stable::std_types::RSlice;
+use plugin_api::Sources;
 use rustix::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
-use super::sandbox::{self, Limits};
+use super::sandbox::{self, Access, Limits, Parts};
 use super::{frame, loader};
 
 /// First argument of a worker process.
 pub const WORKER_ARGUMENT: &str = "__plugin-worker";
 
 /// Stack of the thread that runs the plugin: an interpreter recurses deeply. Only address space until it is used.
-const STACK: usize = 64 << 20;
+const STACK: usize = 256 << 20;
 /// Largest job; it holds numbers only.
 const MAX_JOB: u64 = 4096;
 /// Largest build request: config.json and the checkpoint's list of tensors.
@@ -31,6 +32,7 @@ pub(super) const MAX_REQUEST: u64 = 64 << 20;
 pub(super) struct Job {
     pub build: bool,
     pub limits: Limits,
+    pub sandbox: Parts,
     pub answer_limit: u64,
     pub parent: u32,
 }
@@ -74,17 +76,30 @@ fn run() -> io::Result<()> {
     let request = if job.build { frame::read(&mut input, MAX_REQUEST)? } else { Vec::new() };
     drop(input);
     let answer_to = take_stdio()?;
-    // Before the plugin's thread is made: threads inherit what the sandbox takes away.
+    let access = Access::new(&path, &sources(&request)?);
     let memory = job.limits.memory.saturating_add(STACK as u64);
-    sandbox::enter(Limits { memory, ..job.limits })?;
+    sandbox::enter(Limits { memory, ..job.limits }, &access, job.sandbox)?;
     let thread = std::thread::Builder::new().name("plugin".to_owned()).stack_size(STACK).spawn(move || {
         let mut pipe = File::from(answer_to);
+        sandbox::close(access.writable.is_some(), job.sandbox)?;
         match loader::load(&path) {
             Err(e) => frame::write(&mut pipe, &[&[tag::NOT_LOADED], &serde_json::to_vec(&e)?]),
             Ok(module) => ask(&module, job.build, &request, job.answer_limit, &mut pipe),
         }
     })?;
     thread.join().unwrap_or_else(|_| Err(io::Error::other("the worker panicked")))
+}
+
+/// The sources of a build request; of its other parts only the plugin makes something.
+fn sources(request: &[u8]) -> io::Result<Sources> {
+    #[derive(Deserialize)]
+    struct Part {
+        sources: Sources,
+    }
+    if request.is_empty() {
+        return Ok(Sources::default());
+    }
+    Ok(serde_json::from_slice::<Part>(request)?.sources)
 }
 
 /// The pipe to the host moves to a descriptor that the plugin does not know, so that what it prints cannot end up in the

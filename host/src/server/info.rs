@@ -41,6 +41,7 @@ fn describe(state: &AppState, name: &str) -> Value {
             "plugin": info.plugin,
             "plugin_version": info.plugin_version,
             "model_impl": info.model_impl,
+            "transformers": info.transformers,
             "executor": info.executor,
             "architecture": info.architecture,
             "dtype": info.dtype,

@@ -5,5 +5,7 @@
 mod bad_plugins;
 mod build;
 mod commands;
+mod sandbox;
 mod selection;
+mod sources;
 mod support;

@@ -4,6 +4,8 @@
 //! and it parses `golden.json` (format `zoo-golden-1`). It never runs a model and never compares logits: the end-to-end
 //! tests that call it do. A file whose tensor bytes miss the recipe's checksum is an error and is not written.
 
+pub mod transformers;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;

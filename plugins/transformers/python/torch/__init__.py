@@ -10,7 +10,7 @@ from ._dtypes import (  # noqa: F401
     CPU, bfloat16, complex64, complex128, device, dtype, finfo, float8_e4m3fn, float8_e5m2, float8_e8m0fnu, float16, float32,
     float64, iinfo, int8, int16, int32, int64, uint8, uint16, uint32, uint64,
 )  # fmt: skip
-from ._sym import Size, SymInt  # noqa: F401
+from ._sym import SymInt, TorchSize as Size  # noqa: F401
 from ._tensor import FUNCTIONS, Tensor
 from . import _pointwise, _shape, _index, _reduce, _matrix, _create, _complex, _composite  # noqa: F401,E402,I001
 from . import nn  # noqa: F401,E402

@@ -34,7 +34,7 @@ def _options(**options):
 
 
 def _call(name, options):
-    return "%s(%s)" % (name, options) if options else name
+    return "%s(%s)" % (name, options)
 
 
 def _some(n):

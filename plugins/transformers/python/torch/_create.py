@@ -160,6 +160,7 @@ def arange(start=0, end=None, step=1, *, dtype=None, out=None, **kwargs):
     floats = any([isinstance(x, float) for x in (start, end, step)])
     dtype = as_dtype(dtype) or (_dtypes.default[0] if floats else int64)
     if any([type(x) is SymInt for x in (start, end, step)]):
+        start, end, step = [int(x) if isinstance(x, float) and x == int(x) else x for x in (start, end, step)]
         return _symbolic_arange(start, end, step, dtype)
     n = -int(-(end - start) // step) if step else 0
     n = max(0, n)
@@ -170,7 +171,12 @@ def arange(start=0, end=None, step=1, *, dtype=None, out=None, **kwargs):
 
 def _symbolic_arange(start, end, step, dtype, n=None):
     if n is None:
-        n = (end - start) if step == 1 else (end - start + step - 1) // step
+        if type(step) is int and step == 1:
+            n = end - start
+        elif type(step) is int and step == -1:
+            n = start - end
+        else:
+            n = -((start - end) // step)
     if isinstance(n, float) or int(n) < 0:
         raise TraceError("torch.arange(%s, %s, %s)" % (start, end, step), "bounds that depend on T must be integers")
     v = rec("iota(len:%s)" % dim(n), [], Size((n,)), int64)

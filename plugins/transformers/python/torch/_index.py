@@ -23,7 +23,7 @@ def slice_axis(x, axis, start, end, step=1):
     if step != 1:
         n = (n + (step - 1)) // step
     shape = Size(x.shape[:axis] + (n,) + x.shape[axis + 1 :])
-    op = "slice(axis:%d,start:%s,end:%s,step:%d)" % (axis, dim(start), dim(end), step)
+    op = f"slice(axis:{axis},start:{dim(start)},end:{dim(end)},step:{step})"
     return rec(op, [x], shape, x.dtype, _numbers.slice_axis, (axis, start, end, step))
 
 

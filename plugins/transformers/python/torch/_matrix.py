@@ -39,7 +39,10 @@ def matmul(a, b, *, out=None):
         raise TraceError("a product of matrices of shapes %s and %s" % (list(a.shape), list(b.shape)), "inner sizes differ")
     lead = broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = Size(lead + (a.shape[-2], b.shape[-1]))
-    y = rec("matmul", [a, b], shape, a.dtype, _numbers.matmul, (shape, a.dtype.ir))
+    if type(a.shape[-1]) is int and a.shape[-1] == 1:
+        y = mul(a, b)  # a column by a row: no sum
+    else:
+        y = rec("matmul", [a, b], shape, a.dtype, _numbers.matmul, (shape, a.dtype.ir))
     if drop:
         y = reshape_to(y, Size(n for i, n in enumerate(shape) if i - len(shape) not in drop))
     return y if out is None else assign(out, y)

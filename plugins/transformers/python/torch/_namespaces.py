@@ -125,6 +125,13 @@ class Normal:
         return FUNCTIONS["zeros"](shape)
 
 
+class Categorical:
+    """torch.distributions.Categorical: models that sample while they run depend on data."""
+
+    def __init__(self, probs=None, logits=None, **kwargs):
+        raise TraceError("a call of torch.distributions.Categorical", "what a model samples cannot be a graph")
+
+
 def _vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None, out=None):
     return FUNCTIONS["norm"](x, ord, dim, keepdim, dtype=dtype)
 
@@ -193,8 +200,9 @@ def build():
     module("torch.sparse")
     module("torch.random", fork_rng=Context, manual_seed=none)
     module("torch.testing", assert_close=none)
-    module("torch.distributions", Normal=Normal, Categorical=nothing("Categorical"))
+    module("torch.distributions", Normal=Normal, Categorical=Categorical)
     module("torch.distributions.normal", Normal=Normal)
+    module("torch.distributions.categorical", Categorical=Categorical)
     module("torch.optim", Optimizer=nothing("Optimizer"), Adam=nothing("Adam"), AdamW=nothing("AdamW"))
     module("torch.optim.lr_scheduler", LambdaLR=nothing("LambdaLR"))
     module("torch.serialization", add_safe_globals=none)

@@ -31,7 +31,8 @@ def finish(data, ir):
 
 def _to_int(x):
     if type(x) is int:
-        return x
+        # As a register of 64 bits holds it: hashes overflow on purpose.
+        return x if -(2**63) <= x < 2**63 else (x + 2**63) % 2**64 - 2**63
     if isinstance(x, float) and (x != x or x in (math.inf, -math.inf)):
         return -(2**63)
     return int(x)

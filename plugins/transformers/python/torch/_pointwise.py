@@ -134,9 +134,9 @@ def nan_to_num(x, nan=0.0, posinf=None, neginf=None):
 # ---- two operands --------------------------------------------------------------------------------------------------
 def operands(x, y, floats=False):
     """Both as tensors of one dtype, that dtype, and the shape to which they broadcast."""
-    if isinstance(x, Tensor):
+    if type(x) is Tensor or isinstance(x, Tensor):
         d = x.dtype
-        if isinstance(y, Tensor):
+        if type(y) is Tensor or isinstance(y, Tensor):
             if y.dtype is not d:
                 d = promote((x, y))
             if floats and d.category < 2:

@@ -6,7 +6,7 @@ size depends on T, by the sum of ones, as in the graph's own definitions. Method
 
 import math
 
-from . import _dtypes, _numbers, _trace
+from . import _create, _dtypes, _numbers, _trace
 from ._dtypes import bool_, int64
 from ._pointwise import add, clamp, convert, div, eq, exp, log, mul, ne, neg, sub, where
 from ._shape import cat, flatten, movedim, narrow, reshape_to, transpose, unbind
@@ -34,7 +34,7 @@ def reduce_axis(op, x, axis, keep, dtype=None):
     shape = x.shape
     shape = Size(shape[:axis] + ((1,) if keep else ()) + shape[axis + 1 :])
     dtype = dtype or x.dtype
-    text = "%s(axis:%d,keep:%s)" % (op, axis, "true" if keep else "false")
+    text = f"{op}(axis:{axis},keep:{'true' if keep else 'false'})"
     return rec(text, [x], shape, dtype, _numbers.reduction, (op, axis, dtype.ir))
 
 
@@ -312,15 +312,32 @@ def msort(x):
     return sort(x, 0).values
 
 
+def _top_of_tokens(y, k):
+    """The places of the k largest along an axis that depends on T.
+
+    All are sorted, after k of the least number. Where there are fewer than k the first place is repeated, which means
+    nothing to a mask; torch would refuse, and models ask for min(k, T). Of equals the later place wins, as in torch where
+    an axis is long.
+    """
+    if type(k) is SymInt:
+        k = getattr(k, "at_most", None) or k
+    if type(k) is SymInt:
+        return FUNCTIONS["flip"](argsort(y, -1), -1)
+    k = int(k)
+    y = y if y.dtype.category == 2 else convert(y, _dtypes.float32)
+    rest = _create.filled(y.shape[:-1] + (k,), -math.inf, y.dtype)
+    index = FUNCTIONS["flip"](narrow(argsort(cat([rest, y], -1), -1), -1, y.shape[-1], k), -1)
+    return FUNCTIONS["maximum"](sub(index, k), 0)
+
+
 @export("topk")
 def topk(x, k, dim=-1, largest=True, sorted=True):
-    k = int(k)
     y, back = _last(x if largest else neg(x), dim)
     n = y.shape[-1]
     if type(n) is SymInt:
-        # The graph takes the largest of a fixed number; of T elements all are sorted. Fewer than k is the host's to refuse.
-        index = back(narrow(argsort(y, -1, True), -1, 0, k))
+        index = back(_top_of_tokens(y, k))
         return Pair((FUNCTIONS["gather"](x, dim, index), index))
+    k = int(k)
     shape = Size(y.shape[:-1] + (k,))
     index = back(rec("top_k(k:%d)" % k, [y], shape, int64, _numbers.top_k, (k,)))
     return Pair((FUNCTIONS["gather"](x, dim, index), index))

@@ -21,28 +21,33 @@ _RESHAPE = (_read_reshape, lambda base, t, shape: reshape_to(t, base.shape))
 
 def reshape_to(x, shape):
     """Same elements; not marked as a view."""
-    return rec("reshape(shape:%s)" % dims(shape), [x], shape, x.dtype, lambda: _numbers.same)
+    return rec("reshape(shape:" + dims(shape) + ")", [x], shape, x.dtype, lambda: _numbers.same)
 
 
 def _complete(shape, x):
     """Fills in the size given as -1, and checks the others."""
-    shape = list(shape)
+    shape = [n if type(n) is int or type(n) is SymInt else int(n) for n in shape]
+    old = x.shape
+    unknown = None
     for i, n in enumerate(shape):
-        if isinstance(n, Tensor):
-            shape[i] = int(n)
-    total = product(x.shape)
-    unknown = [i for i, n in enumerate(shape) if type(n) is int and n == -1]
-    if len(unknown) == 1:
-        rest = product(n for i, n in enumerate(shape) if i != unknown[0])
+        if type(n) is int and n == -1:
+            unknown = i
+    # Sizes that both begin with need not be multiplied: they are most of those that depend on T.
+    k, end = 0, min(len(old), len(shape) if unknown is None else unknown)
+    while k < end and (old[k] is shape[k] or (type(old[k]) is int and type(shape[k]) is int and old[k] == shape[k])):
+        k += 1
+    total, rest = product(old[k:]), product([n for i, n in enumerate(shape) if i >= k and i != unknown])
+    if unknown is not None:
         if int(rest) == 0 or int(total) % int(rest):
-            raise TraceError("shape %s cannot become %s" % (list(x.shape), shape))
-        shape[unknown[0]] = total // rest
-    if not same(product(shape), total):
+            raise TraceError("shape %s cannot become %s" % (list(old), shape))
+        shape[unknown] = total if type(rest) is int and rest == 1 else total // rest
+        rest = rest * shape[unknown]
+    if rest is not total and not same(rest, total):
         raise TraceError(
-            "shape %s cannot become %s for every number of tokens" % (list(x.shape), shape),
+            "shape %s cannot become %s for every number of tokens" % (list(old), shape),
             "a size that the code computed (an int() or a division of a size) no longer knows that it depends on T",
         )
-    return Size(shape)
+    return tuple(shape)
 
 
 def _only_units(a, b):
@@ -150,7 +155,7 @@ def atleast_2d(x):
 def permute_to(x, axes):
     shape = x.shape
     return rec(
-        "permute(axes:[%s])" % ",".join(map(str, axes)),
+        "permute(axes:[" + ",".join([str(a) for a in axes]) + "])",
         [x],
         Size([shape[a] for a in axes]),
         x.dtype,
@@ -217,7 +222,7 @@ Tensor.mT = Tensor.H = Tensor.mH = property(lambda x: transpose(x, -1, -2))
 
 # ---- broadcast -----------------------------------------------------------------------------------------------------
 def broadcast_to_shape(x, shape):
-    return rec("broadcast(shape:%s)" % dims(shape), [x], shape, x.dtype, _numbers.broadcast, (shape,))
+    return rec("broadcast(shape:" + dims(shape) + ")", [x], shape, x.dtype, _numbers.broadcast, (shape,))
 
 
 _EXPAND = (broadcast_to_shape, None)
@@ -330,7 +335,7 @@ def cat(tensors, dim=0, *, axis=None, out=None):
     if len(kept) == 1:
         return kept[0].clone()
     shape = Size(kept[0].shape[:d] + (n,) + kept[0].shape[d + 1 :])
-    result = rec("concat(axis:%d)" % d, kept, shape, dtype, _numbers.concat, (d,))
+    result = rec(f"concat(axis:{d})", kept, shape, dtype, _numbers.concat, (d,))
     return result if out is None else out.copy_(result)
 
 

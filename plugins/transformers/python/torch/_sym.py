@@ -20,7 +20,8 @@ class SymInt(int):
     def __new__(cls, value, poly=None, why=None):
         self = int.__new__(cls, value)
         self.poly = poly
-        self.text = _text(poly) if poly is not None else (why or "?")
+        self.text = why or ("?" if poly is None else _text(poly))
+        self.quoted = None if poly is None else '"%s"' % _text(poly)  # in the graph's text
         return self
 
     def __repr__(self):
@@ -96,6 +97,7 @@ def _make(value, terms, why=None):
 
 def symbol(hint):
     """T, with the value that it has in this trace."""
+    _RESULTS.clear()
     return _make(hint, {1: 1})
 
 
@@ -163,17 +165,29 @@ def _mod(p, q):
     return None if whole is None else _sub(p, _mul(whole, q))
 
 
+# Results of arithmetic at this T: sizes of layers are computed over and over.
+_RESULTS = {}
+
+
 def _operator(name, compute, combine, sign, swapped):
     plain = getattr(int, name)
 
     def op(self, other):
-        if not isinstance(other, _int):
-            return plain(self, other)
+        kind = type(other)
+        if kind is not _int and kind is not SymInt:
+            return op(self, _int(other)) if isinstance(other, _int) else plain(self, other)
+        # Keys are texts, since comparing sizes would note guards.
+        key = (name, self.text, other.text if kind is SymInt else other)
+        made = _RESULTS.get(key)
+        if made is not None:
+            return made
         a, b = (other, self) if swapped else (self, other)
         value = compute(_int(a), _int(b))
         p, q = terms_of(a), terms_of(b)
         terms = None if p is None or q is None else combine(p, q)
-        return _make(value, terms, None if terms is not None else "(%s) %s (%s)" % (a, sign, b))
+        made = _make(value, terms, None if terms is not None else "(%s) %s (%s)" % (a, sign, b))
+        _RESULTS[key] = made
+        return made
 
     return op
 
@@ -258,36 +272,15 @@ def is_static(shape):
     return True
 
 
-class Size(tuple):
-    """torch.Size."""
+class TorchSize(tuple):
+    """torch.Size, as `Tensor.size()` gives it. Shapes are plain tuples elsewhere: they are made all the time."""
 
     def numel(self):
         return product(self)
 
-    def __getitem__(self, i):
-        r = tuple.__getitem__(self, i)
-        return Size(r) if type(i) is slice else r
-
-    def __add__(self, other):
-        return Size(tuple.__add__(self, tuple(other)))
-
-    def __radd__(self, other):
-        return Size(tuple(other) + tuple(self))
-
     def __repr__(self):
         return "torch.Size(%s)" % (list(self),)
 
-    def __eq__(self, other):
-        if not isinstance(other, (tuple, list)):
-            return NotImplemented
-        return same_shape(self, other)
 
-    def __ne__(self, other):
-        r = self.__eq__(other)
-        return r if r is NotImplemented else not r
-
-    def __hash__(self):
-        return tuple.__hash__(self)
-
-
-EMPTY = Size()
+Size = tuple
+EMPTY = ()

@@ -9,7 +9,7 @@ Never holds an op: the other modules of this package attach theirs with `export`
 
 from . import _dtypes, _numbers, _trace
 from ._dtypes import CPU, as_dtype
-from ._sym import Size, SymInt, is_static, same, same_shape
+from ._sym import Size, SymInt, TorchSize, is_static, product, same, same_shape
 from ._trace import MissingError, TraceError, concrete, make, rec, value
 
 # Functions of the module `torch`, by name.
@@ -85,10 +85,10 @@ class Tensor:
     ndimension = dim
 
     def size(self, dim=None):
-        return self.shape if dim is None else self.shape[dim]
+        return TorchSize(self.shape) if dim is None else self.shape[dim]
 
     def numel(self):
-        return self.shape.numel()
+        return product(self.shape)
 
     nelement = numel
 
@@ -315,18 +315,21 @@ _trace._Tensor = Tensor
 
 def convert(t, dtype):
     """The tensor in another dtype; itself if it has it."""
-    dtype = as_dtype(dtype)
     old = t.dtype
     if dtype is old:
         return t
     if type(dtype) is not _dtypes.dtype:
-        raise TypeError("%r is not a dtype" % (dtype,))
+        dtype = as_dtype(dtype)
+        if type(dtype) is not _dtypes.dtype:
+            raise TypeError("%r is not a dtype" % (dtype,))
+        if dtype is old:
+            return t
     if dtype.is_complex:
         return FUNCTIONS["complex"](convert(t, _dtypes.float32), FUNCTIONS["zeros_like"](t, dtype=_dtypes.float32))
     if dtype.ir == old.ir:
         out = make(t.shape, dtype, value(t))
     else:
-        out = rec("cast(dtype:%s)" % dtype.ir, [t], t.shape, dtype, _numbers.cast, (dtype.ir,))
+        out = rec("cast(dtype:" + dtype.ir + ")", [t], t.shape, dtype, _numbers.cast, (dtype.ir,))
     if t.spec is not None:
         out.spec = t.spec
     return out
@@ -373,6 +376,12 @@ def assign_all(t, new):
 
 def broadcast_shapes(*shapes):
     """The shape to which all broadcast."""
+    if len(shapes) == 2 and len(shapes[0]) == len(shapes[1]):
+        for m, n in zip(*shapes):
+            if m is not n and m != n if type(m) is int and type(n) is int else m is not n:
+                break
+        else:
+            return shapes[0]
     out = list(shapes[0])
     for s in shapes[1:]:
         if len(s) > len(out):

@@ -47,7 +47,10 @@ def _short(filename):
 
 
 def name():
-    """`modeling_llama.py:231 layers.0.self_attn`: the innermost frame of the model's code, and the module."""
+    """`modeling_llama.py:231 layers.0.self_attn`: the innermost frame of the model's code, and the module.
+
+    Texts are put together as the interpreter does it fastest, here and in other places that run for every node.
+    """
     f = _getframe(2)
     while f is not None:
         filename = f.f_code.co_filename
@@ -55,7 +58,7 @@ def name():
         if short is None:
             short = _short(filename)
         if short:
-            return "%s:%d %s" % (short, f.f_lineno, S.path) if S.path else "%s:%d" % (short, f.f_lineno)
+            return f"{short}:{f.f_lineno} {S.path}"
         f = f.f_back
     return S.path
 
@@ -104,38 +107,68 @@ def trace_range(*bounds):
     return range(*bounds)
 
 
+def trace_min(*args, **kwargs):
+    """`min` for modules of models: of a constant and a size that depends on T, the result remembers the constant.
+
+    In `scores.topk(min(k, T))` that is the number that counts, whatever T is now (see _reduce.topk).
+    """
+    least = min(*args, **kwargs)
+    if type(least) is SymInt and len(args) == 2:
+        constants = [a for a in args if type(a) is int]
+        if constants:
+            least = SymInt(int(least), least.poly, least.text)
+            least.at_most = constants[0]
+    return least
+
+
+# Names that the importer puts into modules of models before their code runs.
+GLOBALS = {"range": trace_range, "min": trace_min}
+
+
 # ---- values --------------------------------------------------------------------------------------------------------
 class Value:
-    __slots__ = ("shape", "ir", "live", "data", "op", "ins", "make", "node", "epoch", "label")
+    """Fields that most values do not have are the class's."""
+
+    shape = ()
+    ir = None
+    live = False
+    data = None  # numbers of a concrete value,
+    op = ins = None  # or the op and its inputs, of a lazy one,
+    make = None  # or () -> Tensor, of leaves and deferred values
+    label = None
+    node = None
+    epoch = -1
 
     def __init__(self, shape, ir, live=False, data=None, op=None, ins=None, make=None, label=None):
         self.shape = shape
         self.ir = ir
-        self.live = live
-        self.data = data
-        self.op = op
-        self.ins = ins
-        self.make = make  # () -> Tensor, for leaves and deferred values
-        self.label = label
-        self.node = None
-        self.epoch = -1
+        if live:
+            self.live = True
+        if data is not None:
+            self.data = data
+        if op is not None:
+            self.op, self.ins = op, ins
+        if make is not None:
+            self.make = make
+        if label is not None:
+            self.label = label
 
 
 def dim(n):
     """A size in the graph's text."""
-    if type(n) is SymInt:
-        if n.poly is None:
-            raise TraceError(
-                "a size of %s, which is no polynomial in the number of tokens T" % n.text,
-                "sizes may be sums and products of T and constants",
-            )
-        return '"%s"' % n.text
-    return str(int(n))
+    if type(n) is not SymInt:
+        return str(int(n))
+    if n.quoted is None:
+        raise TraceError(
+            "a size of %s, which is no polynomial in the number of tokens T" % n.text,
+            "sizes may be sums and products of T and constants",
+        )
+    return n.quoted
 
 
 def dims(shape):
     """A shape in the graph's text: `["T",64]`."""
-    return "[%s]" % ",".join([dim(n) for n in shape])
+    return "[" + ",".join([str(n) if type(n) is int else dim(n) for n in shape]) + "]"
 
 
 def node_of(v):
@@ -152,7 +185,7 @@ def node_of(v):
     else:
         raise TraceError(
             "%s was computed in another trace, or is a parameter that no weight of the checkpoint fills"
-            % (v.label or "a tensor of shape %s" % (list(v.shape),)),
+            % (v.label or "a tensor",),
             "",
         )
     v.node, v.epoch = n, S.epoch
@@ -200,14 +233,15 @@ def rec(op, ins, shape, dtype, evaluator=None, arguments=()):
             live = True
         if v.data is None:
             concrete = False
-    if live:
-        out = Value(shape, dtype.ir, True)
-        if S.on:
-            epoch = S.epoch
-            out.node = _push(op, [v.node if v.epoch == epoch else node_of(v) for v in vals], name())[0]
-            out.epoch = epoch
-        else:
-            out.op, out.ins = op, vals
+    if live and S.on:
+        # A node needs no more than its number: this is where most of the time of a trace goes.
+        out = _new(Value)
+        out.live = True
+        epoch = S.epoch
+        out.node = _push(op, [v.node if v.epoch == epoch else node_of(v) for v in vals], name())[0]
+        out.epoch = epoch
+    elif live:
+        out = Value(shape, dtype.ir, True, None, op, vals)
     elif concrete and is_static(shape) and product(shape) <= LIMIT:
         out = Value(shape, dtype.ir, False, evaluator(*arguments)(*vals))
     else:
@@ -341,8 +375,9 @@ def name_modules(model):
     for path, m in model.named_modules():
         m.__dict__["_path"] = path
         for n, p in list(m._parameters.items()) + list(m._buffers.items()):
-            if p is not None and p._v.label is None and p._v.data is None and p._v.op is None:
-                p._v.label = (path + "." if path else "") + n
+            v = getattr(p, "_v", None)
+            if v is not None and v.label is None and v.data is None and v.op is None:
+                v.label = (path + "." if path else "") + n
 
 
 def record(op, ins, shape, dtype):

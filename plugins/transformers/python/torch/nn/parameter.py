@@ -50,6 +50,10 @@ class Parameter(Tensor):
 class Buffer(Tensor):
     """nn.Buffer(data, persistent=...): a tensor that a module registers when it is assigned."""
 
+    def __new__(cls, data=None, *, persistent=True):
+        # A complex buffer, which is no tensor here, becomes an ordinary attribute.
+        return object.__new__(cls) if data is None or isinstance(data, Tensor) else data
+
     def __init__(self, data=None, *, persistent=True):
         data = Tensor(0) if data is None else data
         self.shape, self.dtype, self._v = data.shape, data.dtype, data._v

@@ -1,0 +1,157 @@
+//! What of Python's standard library exists here. Everything else is taken out of the interpreter before it starts.
+//!
+//! Architecture invariant: nothing in these lists reaches the operating system. The interpreter is built without its
+//! `host_env` feature, so sockets, processes, files, signals and ctypes are not even compiled; these lists keep out what is
+//! merely not wanted: clocks, threads, loaders of bytecode, codecs that expand data, and what a later version may add.
+
+/// Modules written in Rust.
+pub(crate) const NATIVE: &[&str] = &[
+    // the language itself
+    "_abc",
+    "_ast",
+    "_codecs",
+    "_collections",
+    "_contextvars",
+    "_functools",
+    "_imp", // what imports the modules of this file
+    "_io",  // streams in memory; files are not compiled
+    "_opcode",
+    "_operator",
+    "_sre",
+    "_stat",
+    "_string",
+    "_suggestions",
+    "_symtable",
+    "_tokenize",
+    "_types",
+    "_typing",
+    "_warnings",
+    "_weakref",
+    "atexit",
+    "builtins",
+    "errno",
+    "gc",
+    "itertools",
+    "sys",
+    // numbers and data
+    "_bisect",
+    "_blake2",
+    "_csv",
+    "_hashlib",
+    "_json",
+    "_md5",
+    "_random",
+    "_sha1",
+    "_sha2",
+    "_sha256",
+    "_sha3",
+    "_sha512",
+    "_statistics",
+    "_struct",
+    "array",
+    "binascii",
+    "cmath",
+    "math",
+    "unicodedata",
+];
+
+/// Modules written in Python. A name stands for the module and what is inside it.
+pub(crate) const FROZEN: &[&str] = &[
+    "__future__",
+    "_ast_unparse",
+    "_collections_abc",
+    "_colorize",
+    "_compat_pickle",
+    "_frozen_importlib",
+    "_frozen_importlib_external",
+    "_markupbase",
+    "_opcode_metadata",
+    "_py_abc",
+    "_py_warnings",
+    "_pycodecs",
+    "_pydatetime",
+    "_pydecimal",
+    "_pylong",
+    "_strptime",
+    "_thread", // without threads: locks that are always free
+    "_threading_local",
+    "_weakrefset",
+    "abc",
+    "annotationlib",
+    "argparse",
+    "ast",
+    "base64",
+    "bisect",
+    "calendar",
+    "codecs",
+    "codeop",
+    "collections",
+    "colorsys",
+    "contextlib",
+    "contextvars",
+    "copy",
+    "copyreg",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "dis",
+    "encodings",
+    "encodings.aliases",
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.utf_8",
+    "encodings_ascii",
+    "encodings_utf_8",
+    "enum",
+    "fnmatch",
+    "fractions",
+    "functools",
+    "gettext",
+    "graphlib",
+    "hashlib",
+    "heapq",
+    "html",
+    "inspect",
+    "io",
+    "json",
+    "keyword",
+    "linecache",
+    "locale",
+    "logging",
+    "numbers",
+    "opcode",
+    "operator",
+    "pickle",
+    "pprint",
+    "queue",
+    "random",
+    "re",
+    "reprlib",
+    "stat",
+    "statistics",
+    "string",
+    "struct",
+    "textwrap",
+    "token",
+    "tokenize",
+    "traceback",
+    "types",
+    "typing",
+    "uuid",
+    "warnings",
+    "weakref",
+];
+
+/// Whether a frozen module stays: by its own name, or inside a package that stays. `encodings` is the exception: of its
+/// hundred codecs only those listed stay.
+pub(crate) fn keeps_frozen(name: &str) -> bool {
+    let package = name.split('.').next().unwrap_or(name);
+    FROZEN.contains(&name) || (package != "encodings" && FROZEN.contains(&package))
+}
+
+/// Whether a native module stays.
+pub(crate) fn keeps_native(name: &str) -> bool {
+    NATIVE.contains(&name)
+}
