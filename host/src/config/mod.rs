@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Command;
 use toml::{Table, Value};
+use yaml_rust2::{Yaml, YamlLoader};
 
 pub use folders::cache_folder;
 
@@ -126,8 +127,28 @@ fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
         return Ok(Table::new());
     }
     let failed = |error: String| ConfigError::Yaml { path: path.to_owned(), error };
-    let table: Option<Table> = serde_saphyr::from_str(text).map_err(|error| failed(error.to_string()))?;
-    Ok(table.unwrap_or_default())
+    let documents = YamlLoader::load_from_str(text).map_err(|error| failed(error.to_string()))?;
+    match documents.first().map(toml_of) {
+        Some(Some(Value::Table(table))) => Ok(table),
+        _ => Err(failed("expected keys with values, such as `port: 8000`, and nothing that is empty".into())),
+    }
+}
+
+/// The same value in TOML, if there is one.
+fn toml_of(yaml: &Yaml) -> Option<Value> {
+    Some(match yaml {
+        Yaml::String(text) => Value::String(text.clone()),
+        Yaml::Integer(number) => Value::Integer(*number),
+        // Kept as written: a flag has its own idea of numbers.
+        Yaml::Real(number) => Value::String(number.clone()),
+        Yaml::Boolean(flag) => Value::Boolean(*flag),
+        Yaml::Array(items) => Value::Array(items.iter().map(toml_of).collect::<Option<_>>()?),
+        Yaml::Hash(entries) => {
+            let entry = |(key, value): (&Yaml, &Yaml)| Some((key.as_str()?.to_owned(), toml_of(value)?));
+            Value::Table(entries.iter().map(entry).collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
 }
 
 /// Sets the defaults of those flags that the command or a command below it has.

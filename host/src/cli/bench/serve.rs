@@ -174,7 +174,13 @@ async fn bench(args: Args) -> anyhow::Result<()> {
     let (outcomes, seconds) = load::run(&client, path, jobs, most, done).await;
     watch.abort();
     bar.finish_and_clear();
-    report(&args, &model, path, &outcomes, seconds, &limits)
+    let measured = Measured::new(&outcomes, seconds, &limits);
+    measured.print(&args);
+    if args.report.save_result {
+        save(&args, &model, &measured.json(&args, &model, path))?;
+    }
+    ensure!(!measured.good.is_empty(), "no request succeeded");
+    Ok(())
 }
 
 /// The requests, as bytes: nothing but sending is left for the run.
@@ -276,64 +282,88 @@ fn peaks(good: &[&Outcome]) -> (f64, usize) {
     (seconds.values().copied().max().unwrap_or(0) as f64, most.max(0) as usize)
 }
 
-fn report(
-    args: &Args,
-    model: &str,
-    path: &str,
-    outcomes: &[Outcome],
+/// What was measured.
+struct Measured<'a> {
+    outcomes: &'a [Outcome],
+    good: Vec<&'a Outcome>,
     seconds: f64,
-    limits: &HashMap<String, f64>,
-) -> anyhow::Result<()> {
-    let good: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.error.is_none()).collect();
-    let failed = outcomes.len() - good.len();
-    let (input, output): (usize, usize) =
-        (good.iter().map(|o| o.prompt_tokens).sum(), good.iter().map(|o| o.output_tokens).sum());
-    let (peak, most) = peaks(&good);
-    let percentiles = &args.report.metric_percentiles;
-    let figures = |name: &str| {
+    input: usize,
+    output: usize,
+    /// Pieces in the best second, requests at once.
+    peaks: (f64, usize),
+    /// Good requests a second; None if nothing says what is good.
+    goodput: Option<f64>,
+}
+
+impl<'a> Measured<'a> {
+    fn new(outcomes: &'a [Outcome], seconds: f64, limits: &HashMap<String, f64>) -> Self {
+        let good: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.error.is_none()).collect();
+        let within = good.iter().filter(|outcome| outcome.is_good(limits)).count();
+        Self {
+            outcomes,
+            seconds,
+            input: good.iter().map(|outcome| outcome.prompt_tokens).sum(),
+            output: good.iter().map(|outcome| outcome.output_tokens).sum(),
+            peaks: peaks(&good),
+            goodput: (!limits.is_empty()).then_some(within as f64 / seconds),
+            good,
+        }
+    }
+
+    fn rate(&self, count: usize) -> f64 {
+        count as f64 / self.seconds
+    }
+
+    fn failed(&self) -> usize {
+        self.outcomes.len() - self.good.len()
+    }
+
+    fn figures(&self, name: &str) -> Figures {
+        let good = self.good.iter();
         Figures::new(match name {
-            "ttft" => good.iter().map(|o| o.first).collect(),
-            "tpot" => good.iter().filter_map(|o| o.per_token()).collect(),
-            "itl" => good.iter().flat_map(|o| o.gaps.iter().copied()).collect(),
-            _ => good.iter().map(|o| o.latency).collect(),
+            "ttft" => good.map(|outcome| outcome.first).collect(),
+            "tpot" => good.filter_map(|outcome| outcome.per_token()).collect(),
+            "itl" => good.flat_map(|outcome| outcome.gaps.iter().copied()).collect(),
+            _ => good.map(|outcome| outcome.latency).collect(),
         })
-    };
-    let line = |name: &str, value: String| println!("{name:<40} {value:<10}");
-    println!("{:=^50}", " Serving Benchmark Result ");
-    line("Successful requests:", good.len().to_string());
-    line("Failed requests:", failed.to_string());
-    if let Some(most) = args.load.max_concurrency {
-        line("Maximum request concurrency:", most.to_string());
     }
-    if args.load.request_rate.is_finite() {
-        line("Request rate configured (RPS):", format!("{:.2}", args.load.request_rate));
+
+    fn print(&self, args: &Args) {
+        let line = |name: &str, value: String| println!("{name:<40} {value:<10}");
+        println!("{:=^50}", " Serving Benchmark Result ");
+        line("Successful requests:", self.good.len().to_string());
+        line("Failed requests:", self.failed().to_string());
+        if let Some(most) = args.load.max_concurrency {
+            line("Maximum request concurrency:", most.to_string());
+        }
+        if args.load.request_rate.is_finite() {
+            line("Request rate configured (RPS):", format!("{:.2}", args.load.request_rate));
+        }
+        line("Benchmark duration (s):", format!("{:.2}", self.seconds));
+        line("Total input tokens:", self.input.to_string());
+        line("Total generated tokens:", self.output.to_string());
+        line("Request throughput (req/s):", format!("{:.2}", self.rate(self.good.len())));
+        if let Some(goodput) = self.goodput {
+            line("Request goodput (req/s):", format!("{goodput:.2}"));
+        }
+        line("Output token throughput (tok/s):", format!("{:.2}", self.rate(self.output)));
+        line("Peak output token throughput (tok/s):", format!("{:.2}", self.peaks.0));
+        line("Peak concurrent requests:", self.peaks.1.to_string());
+        line("Total token throughput (tok/s):", format!("{:.2}", self.rate(self.input + self.output)));
+        let wanted = |name: &str| args.report.percentile_metrics.iter().any(|other| other == name);
+        for (name, title, short) in NAMES.iter().filter(|(name, ..)| wanted(name)) {
+            print!("{}", self.figures(name).lines(title, short, &args.report.metric_percentiles));
+        }
+        println!("{}", "=".repeat(50));
+        if let Some(first) = self.outcomes.iter().find_map(|outcome| outcome.error.as_ref()) {
+            println!("The first of {} errors: {first}", self.failed());
+        }
     }
-    let rate = |count: usize| count as f64 / seconds;
-    line("Benchmark duration (s):", format!("{seconds:.2}"));
-    line("Total input tokens:", input.to_string());
-    line("Total generated tokens:", output.to_string());
-    line("Request throughput (req/s):", format!("{:.2}", rate(good.len())));
-    let goodput = rate(good.iter().filter(|o| o.is_good(limits)).count());
-    if !limits.is_empty() {
-        line("Request goodput (req/s):", format!("{goodput:.2}"));
-    }
-    line("Output token throughput (tok/s):", format!("{:.2}", rate(output)));
-    line("Peak output token throughput (tok/s):", format!("{peak:.2}"));
-    line("Peak concurrent requests:", most.to_string());
-    line("Total token throughput (tok/s):", format!("{:.2}", rate(input + output)));
-    for (name, title, short) in
-        NAMES.iter().filter(|(name, ..)| args.report.percentile_metrics.iter().any(|n| n == name))
-    {
-        print!("{}", figures(name).lines(title, short, percentiles));
-    }
-    println!("{}", "=".repeat(50));
-    let errors: Vec<&String> = outcomes.iter().filter_map(|o| o.error.as_ref()).collect();
-    if let Some(first) = errors.first() {
-        println!("The first of {failed} errors: {first}");
-    }
-    if args.report.save_result {
-        let mut result = Map::new();
+
+    /// The figures under vLLM's names.
+    fn json(&self, args: &Args, model: &str, path: &str) -> Value {
         let finite = args.load.request_rate.is_finite();
+        let mut result = Map::new();
         for (key, value) in [
             ("date", json!(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))),
             ("endpoint_type", json!(args.backend)),
@@ -341,35 +371,36 @@ fn report(
             ("endpoint", json!(path)),
             ("label", json!(args.report.label)),
             ("model_id", json!(model)),
-            ("num_prompts", json!(outcomes.len())),
+            ("num_prompts", json!(self.outcomes.len())),
             ("request_rate", if finite { json!(args.load.request_rate) } else { json!("inf") }),
             ("max_concurrency", json!(args.load.max_concurrency)),
-            ("duration", json!(seconds)),
-            ("completed", json!(good.len())),
-            ("failed", json!(failed)),
-            ("total_input_tokens", json!(input)),
-            ("total_output_tokens", json!(output)),
-            ("request_throughput", json!(rate(good.len()))),
-            ("request_goodput", if limits.is_empty() { Value::Null } else { json!(goodput) }),
-            ("output_throughput", json!(rate(output))),
-            ("total_token_throughput", json!(rate(input + output))),
-            ("max_output_tokens_per_s", json!(peak)),
-            ("max_concurrent_requests", json!(most)),
+            ("duration", json!(self.seconds)),
+            ("completed", json!(self.good.len())),
+            ("failed", json!(self.failed())),
+            ("total_input_tokens", json!(self.input)),
+            ("total_output_tokens", json!(self.output)),
+            ("request_throughput", json!(self.rate(self.good.len()))),
+            ("request_goodput", json!(self.goodput)),
+            ("output_throughput", json!(self.rate(self.output))),
+            ("total_token_throughput", json!(self.rate(self.input + self.output))),
+            ("max_output_tokens_per_s", json!(self.peaks.0)),
+            ("max_concurrent_requests", json!(self.peaks.1)),
         ] {
             result.insert(key.to_owned(), value);
         }
-        NAMES.iter().for_each(|(name, ..)| figures(name).add_to(&mut result, name, percentiles));
-        if args.report.save_detailed {
-            result.insert("input_lens".into(), outcomes.iter().map(|o| o.prompt_tokens).collect());
-            result.insert("output_lens".into(), outcomes.iter().map(|o| o.output_tokens).collect());
-            result.insert("ttfts".into(), outcomes.iter().map(|o| o.first).collect());
-            result.insert("itls".into(), json!(outcomes.iter().map(|o| &o.gaps).collect::<Vec<_>>()));
-            result.insert("errors".into(), json!(outcomes.iter().map(|o| &o.error).collect::<Vec<_>>()));
+        for (name, ..) in NAMES {
+            self.figures(name).add_to(&mut result, name, &args.report.metric_percentiles);
         }
-        save(args, model, &Value::Object(result))?;
+        if args.report.save_detailed {
+            let all = self.outcomes;
+            result.insert("input_lens".into(), all.iter().map(|outcome| outcome.prompt_tokens).collect());
+            result.insert("output_lens".into(), all.iter().map(|outcome| outcome.output_tokens).collect());
+            result.insert("ttfts".into(), all.iter().map(|outcome| outcome.first).collect());
+            result.insert("itls".into(), json!(all.iter().map(|outcome| &outcome.gaps).collect::<Vec<_>>()));
+            result.insert("errors".into(), json!(all.iter().map(|outcome| &outcome.error).collect::<Vec<_>>()));
+        }
+        Value::Object(result)
     }
-    ensure!(!good.is_empty(), "no request succeeded");
-    Ok(())
 }
 
 fn save(args: &Args, model: &str, result: &Value) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 const HISTORY = 60;
 const PLOTS = [
-  { id: 'rate', label: 'Tokens per second', digits: 0, value: now => now.rate },
+  { id: 'rate', label: 'Tokens/s', digits: 0, value: now => now.rate },
   { id: 'running', label: 'Running', value: now => now.running },
   { id: 'waiting', label: 'Waiting', value: now => now.waiting },
   { id: 'cache', label: 'KV cache', unit: ' %', digits: 1, top: 100, value: now => now.cache * 100 },

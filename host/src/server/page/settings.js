@@ -24,23 +24,26 @@ function buildControls() {
   for (const control of CONTROLS) {
     const { name, label, min, max, step } = control;
     const id = `set-${name}`;
-    const box = make('input', { type: 'number', id, min: `${min}`, step: 'any', placeholder: control.placeholder ?? 'default', inputMode: 'decimal' });
+    const box = make('input', { type: 'number', id, min: `${min}`, step: 'any', placeholder: control.placeholder ?? 'auto', inputMode: 'decimal' });
     if (max !== undefined && name !== 'top_k') box.max = max;
     const title = make('label', { for: id }, label);
     if (control.note) title.append(make('span', { class: 'muted' }, ` ${control.note}`));
-    const field = make('div', { class: 'field' }, title, box);
+    const field = make('div', { class: control.range === false ? 'field plain' : 'field' }, title);
     let range = null;
     if (control.range !== false) {
       range = make('input', { type: 'range', min: `${min}`, max: `${max}`, step: `${step}`, 'aria-label': label, tabIndex: -1 });
       field.append(range);
     }
+    field.append(box);
     const show = () => {
       box.value = settings[name] ?? '';
       if (range) range.value = settings[name] ?? control.show;
+      field.classList.toggle('default', settings[name] === undefined);
     };
     const set = text => {
       if (text === '' || !box.checkValidity()) delete settings[name];
       else settings[name] = Number(text);
+      field.classList.toggle('default', settings[name] === undefined);
       saveSettings();
     };
     box.addEventListener('input', () => {

@@ -157,6 +157,9 @@ function delta(chunk) {
   const said = choice.delta ?? choice;
   const text = said.content ?? said.text ?? '';
   const thought = said.reasoning_content ?? said.reasoning ?? '';
+  // The token that ended the answer is not part of its text.
+  const last = entries.at(-1);
+  if (last && choice.finish_reason === 'stop' && !text.endsWith(last.token)) last.mark = true;
   return { text, thought, tokens: entries, reason: choice.finish_reason };
 }
 

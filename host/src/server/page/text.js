@@ -46,7 +46,7 @@ function heat(logprob) {
 
 /** A token as an element that tells of its alternatives when pointed at or focused. */
 function tokenElement(entry) {
-  const element = make('span', { class: 'tok', tabIndex: -1 }, entry.token);
+  const element = make('span', { class: entry.mark ? 'tok mark' : 'tok', tabIndex: -1 }, entry.token);
   element.style.background = heat(entry.logprob);
   element.setAttribute('aria-label', `${visible(entry.token)}, ${percent(entry.logprob)}`);
   element.entry = entry;
