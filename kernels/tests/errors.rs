@@ -86,7 +86,15 @@ fn attention_and_cache() {
     static CACHE: [f32; 256] = [0.0; 256];
     static HALF: [bf16; 256] = [bf16::ZERO; 256];
     let base = || Call {
-        params: AttentionParams { heads: 2, scale: 1.0, window: None, softcap: None, sinks: None, alibi_slopes: None },
+        params: AttentionParams {
+            heads: 2,
+            scale: 1.0,
+            window: None,
+            chunk: None,
+            softcap: None,
+            sinks: None,
+            alibi_slopes: None,
+        },
         shape: KvShape { kv_heads: 1, head_dim: 4, value_dim: 2 },
         q: x(3, 8),
         k: 128,
@@ -99,12 +107,13 @@ fn attention_and_cache() {
         out: (3, 4),
     };
     type Change = fn(&mut Call);
-    let table: [(&str, Change); 18] = [
+    let table: [(&str, Change); 19] = [
         ("params.heads: must be a positive multiple", |c| c.params.heads = 0),
         ("params.heads: must be a positive multiple", |c| {
             (c.shape.kv_heads, c.params.heads, c.k, c.v) = (2, 3, 128, 64);
         }),
         ("params.window: must be at least 1", |c| c.params.window = Some(0)),
+        ("params.chunk: must be at least 1", |c| c.params.chunk = Some(0)),
         ("params.softcap: must be positive", |c| c.params.softcap = Some(f32::NAN)),
         ("params.sinks: length is 3, expected 2", |c| c.params.sinks = Some(&A[..3])),
         ("params.alibi_slopes: length is 1, expected 2", |c| c.params.alibi_slopes = Some(&A[..1])),
@@ -180,8 +189,20 @@ fn row_wise() {
         let (r, o) = o.split_at_mut(32);
         add_layer_norm(c, to(r), x(2, 4), &layer, RowsMut::dense(o, 2, 5))
     });
-    refuse("rms_norm_heads", "head_dim: must divide", |c, o| rms_norm_heads(c, to(o), 3, &rms));
-    refuse("rms_norm_heads", "head_dim: must divide", |c, o| rms_norm_heads(c, to(o), 0, &rms));
+    let three = RmsNorm { weight: None, ..rms };
+    refuse("rms_norm_parts", "width: must divide", |c, o| rms_norm_parts(c, x(2, 4), 3, &three, to(o)));
+    refuse("rms_norm_parts", "width: must divide", |c, o| rms_norm_parts(c, x(2, 4), 0, &three, to(o)));
+    refuse("rms_norm_parts", "norm.weight: length", |c, o| {
+        rms_norm_parts(c, x(2, 4), 2, &RmsNorm { weight: long, ..rms }, to(o))
+    });
+    refuse("softmax_to", "width: must divide", |c, o| softmax_to(c, x(2, 4), 3, to(o)));
+    let runs = ZipRuns::new((0..4).map(|i| [i, 3]));
+    let of = |len: usize, stride: usize| ZipOperand { data: &A[..len], stride };
+    refuse("zip", "a: needs 9 elements, has 8", |c, o| zip(c, Binary::Add, of(8, 5), of(4, 0), &runs, to(o)));
+    refuse("zip", "b: needs 4 elements, has 3", |c, o| zip(c, Binary::Add, of(8, 4), of(3, 0), &runs, to(o)));
+    refuse("zip", "runs: columns is 3, expected 4", |c, o| {
+        zip(c, Binary::Add, of(8, 4), of(4, 0), &ZipRuns::new((0..3).map(|i| [i, i])), to(o))
+    });
     refuse("rope", "rope.head_dim: must divide", |c, o| rope(c, to(o), &Rope { head_dim: 3, ..turn }));
     refuse("rope", "rope.rotary_dims: must be even", |c, o| rope(c, to(o), &Rope { rotary_dims: 3, ..turn }));
     refuse("rope", "rope.rotary_dims: must be even", |c, o| rope(c, to(o), &Rope { rotary_dims: 6, ..turn }));
@@ -211,5 +232,105 @@ fn context() {
     for isa in [Isa::Avx512, Isa::Avx2, Isa::Portable] {
         let made = Cpu::with_options(CpuOptions { threads: 1, isa: Some(isa), pin: false });
         assert_eq!(made.is_ok(), isa.is_available());
+    }
+}
+
+/// A running state's slots, and the sizes of everything beside it.
+#[test]
+fn recurrent() {
+    let span = |first_row, rows, slot| StateSpan { first_row, rows, slot, fresh: true };
+    let conv = |weight: usize, width: usize, bias: Option<usize>| CausalConv {
+        weight: &A[..weight],
+        bias: bias.map(|n| &A[..n]),
+        width,
+        activation: None,
+    };
+    let run = |conv: CausalConv<'static>, seqs: &'static [StateSpan], state: usize, out: usize| {
+        move |cpu: &Cpu, o: &mut [f32]| {
+            let mut state = vec![0.0; state];
+            causal_conv1d(cpu, &conv, x(2, 4), seqs, &mut state, RowsMut::dense(o, 2, out))
+        }
+    };
+    static ONE: [StateSpan; 1] = [StateSpan { first_row: 0, rows: 2, slot: 0, fresh: true }];
+    static TWICE: [StateSpan; 2] = [ONE[0], StateSpan { first_row: 1, rows: 1, slot: 1, fresh: true }];
+    static SAME_SLOT: [StateSpan; 2] = [
+        StateSpan { first_row: 0, rows: 1, slot: 1, fresh: true },
+        StateSpan { first_row: 1, rows: 1, slot: 1, fresh: true },
+    ];
+    static LONG: [StateSpan; 1] = [StateSpan { first_row: 0, rows: 3, slot: 0, fresh: true }];
+    assert_eq!(ONE[0], span(0, 2, 0));
+    refuse("conv", "conv.width: must be 1 to 16 (got 17)", run(conv(60, 17, None), &ONE, 8, 4));
+    refuse("conv", "conv.width: must be 1 to 16 (got 0)", run(conv(0, 0, None), &ONE, 8, 4));
+    refuse("conv", "conv.weight: length (channels * width) is 11, expected 12", run(conv(11, 3, None), &ONE, 8, 4));
+    refuse("conv", "conv.bias: length is 3, expected 4", run(conv(12, 3, Some(3)), &ONE, 8, 4));
+    refuse("conv", "out: number of columns is 3, expected 4", run(conv(12, 3, None), &ONE, 8, 3));
+    refuse("conv", "state: length (slots * elements of one) is 9, expected 8", run(conv(12, 3, None), &ONE, 9, 4));
+    refuse("conv", "seqs: part 0 and part 1 overlap", run(conv(12, 3, None), &TWICE, 16, 4));
+    refuse("conv", "seqs.slot: part 0 and part 1 overlap", run(conv(12, 3, None), &SAME_SLOT, 16, 4));
+    refuse("conv", "seqs.slot: index 1 at place 0 is outside 0..1", run(conv(12, 3, None), &SAME_SLOT, 8, 4));
+    refuse("conv", "x: needs 3 elements, has 2", run(conv(12, 3, None), &LONG, 8, 4));
+
+    let good = LinearAttention { key_heads: 1, heads: 2, key_dim: 4, value_dim: 3, per_channel: false };
+    let scan = |shape: LinearAttention, sizes: [usize; 5], state: usize| {
+        move |cpu: &Cpu, o: &mut [f32]| {
+            let [q, k, v, decay, beta] = sizes.map(|cols| x(2, cols));
+            let operands = LinearAttentionOperands { q, k, v, decay, beta: Some(beta) };
+            let mut state = vec![0.0; state];
+            linear_attention(cpu, &shape, &operands, &ONE, &mut state, RowsMut::dense(o, 2, 6))
+        }
+    };
+    let sizes = [4, 4, 6, 2, 2];
+    refuse("scan", "shape: sizes must be positive", scan(LinearAttention { heads: 0, ..good }, sizes, 24));
+    refuse(
+        "scan",
+        "shape: sizes must be positive, and heads a multiple",
+        scan(LinearAttention { key_heads: 3, ..good }, sizes, 24),
+    );
+    refuse("scan", "q: number of columns is 5, expected 4", scan(good, [5, 4, 6, 2, 2], 24));
+    refuse("scan", "k: number of columns is 3, expected 4", scan(good, [4, 3, 6, 2, 2], 24));
+    refuse("scan", "v: number of columns is 7, expected 6", scan(good, [4, 4, 7, 2, 2], 24));
+    refuse(
+        "scan",
+        "decay: number of columns is 2, expected 8",
+        scan(LinearAttention { per_channel: true, ..good }, sizes, 24),
+    );
+    refuse("scan", "beta: number of columns is 1, expected 2", scan(good, [4, 4, 6, 2, 1], 24));
+    refuse("scan", "state: length (slots * elements of one) is 25, expected 24", scan(good, sizes, 25));
+}
+
+#[test]
+fn grouped_linear_checks() {
+    let mut groups = Groups::with_capacity(4, 3);
+    assert_eq!(groups.sort(&[0, 3], 3).unwrap_err().to_string(), "ids: index 3 at place 1 is outside 0..3");
+    assert!(groups.sort(&[-1], 3).unwrap_err().to_string().starts_with("ids: index 18446744073709551615 at place 0"));
+    assert!(
+        groups.sort(&[0; 5], 3).unwrap_err().to_string().starts_with("scratch: holds 16 bytes, this input needs 20")
+    );
+    assert!(groups.sort(&[0], 4).unwrap_err().to_string().starts_with("scratch: "));
+    groups.sort(&[2, 0, 2, 2], 3).unwrap();
+    assert_eq!(groups.chosen().collect::<Vec<_>>(), [0, 2]);
+    static HALVES: [f16; 8] = [f16::ONE; 8];
+    type Change = fn(&mut Vec<Segment<'static>>, &mut (Rows<'static>, usize, usize, usize));
+    let table: [(&str, Change); 8] = [
+        ("segments: length (experts chosen * segments of one) is 3, expected 2", |s, _| s.push(s[0])),
+        ("segments: length", |s, _| s.clear()),
+        ("x.rows: must divide the number of choices (got 3)", |_, c| c.0 = x(3, 4)),
+        ("out: number of rows is 3, expected 4", |_, c| c.1 = 3),
+        ("out: needs 2 elements, has 1", |_, c| c.2 = 1),
+        ("segment.n: rows, as those of the first expert, is 1, expected 2", |s, _| {
+            (s[1].n, s[1].weight) = (1, WeightRef::F32(&A[..4]));
+        }),
+        ("segment.weight: dtype f16 cannot be used here: all experts", |s, _| s[1].weight = WeightRef::F16(&HALVES)),
+        ("scratch: holds", |_, c| c.3 = 1),
+    ];
+    for (expected, change) in table {
+        let mut segments = vec![segment(&A[..8], 2, 0), segment(&A[8..16], 2, 0)];
+        let mut call = (x(2, 4), 4, 2, 4);
+        change(&mut segments, &mut call);
+        refuse("grouped_linear", expected, |cpu, out| {
+            let mut scratch = Scratch::with_capacity(call.3, 4);
+            let out = RowsMut::dense(out, call.1, call.2);
+            grouped_linear(cpu, &mut scratch, call.0, &groups, &segments, Compute::F32, out)
+        });
     }
 }

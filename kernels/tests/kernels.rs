@@ -3,9 +3,11 @@
 
 mod table;
 
-use kernels::cpu::{Cpu, CpuOptions, Isa};
+use kernels::cpu::{Cpu, CpuOptions, Isa, StateSpan};
 use table::attention::{Paged, Spec as AttentionSpec};
+use table::grouped::{Experts, Operands as GroupedOperands};
 use table::linear::{Kind, Operands, Spec};
+use table::recurrent::{ConvOperands, ScanOperands, conv_specs, scan_specs};
 
 fn cpus() -> Vec<Cpu> {
     let mut all = Vec::new();
@@ -65,6 +67,17 @@ fn attention_matches_f64() {
 }
 
 #[test]
+fn grouped_linear_matches_f64() {
+    check("grouped_linear/");
+}
+
+#[test]
+fn recurrent_kernels_match_f64() {
+    check("causal_conv1d/");
+    check("linear_attention/");
+}
+
+#[test]
 fn row_wise_kernels_match_f64() {
     for prefix in [
         "activate",
@@ -76,6 +89,7 @@ fn row_wise_kernels_match_f64() {
         "mul",
         "scale",
         "soft",
+        "zip",
         "argmax",
         "embed",
         "gather",
@@ -122,6 +136,7 @@ fn attention_specs() -> Vec<AttentionSpec> {
     vec![
         base.clone(),
         AttentionSpec { bf16: true, ..base.clone() },
+        AttentionSpec { chunk: Some(41), ..base.clone() },
         AttentionSpec { window: Some(37), alibi: true, sinks: true, ..base.clone() },
         AttentionSpec {
             heads: 3,
@@ -174,6 +189,87 @@ fn attention_is_batch_invariant() {
             paged.attend(&cpu, &[(1, 70, 71), (0, 140, 141)], 7, &mut out);
             assert_eq!(bits(&out[..width]), bits(&whole[(150 + 70) * width..][..width]));
             assert_eq!(bits(&out[width..]), bits(&whole[140 * width..][..width]));
+        }
+    }
+}
+
+/// A choice gives the same bits alone and among any others, and those of the plain linear layer with its expert's weight.
+#[test]
+fn grouped_linear_is_batch_invariant() {
+    for cpu in cpus() {
+        for kind in Kind::ALL {
+            for per_choice in [false, true] {
+                let spec = Experts { per_choice, ..Experts::new(kind, 23, 3, 5, &[37, 10], 67) };
+                let mut all = GroupedOperands::new(spec);
+                let (width, choices) = (all.width(), 3);
+                let mut whole = vec![0.0; all.outputs()];
+                all.run(&cpu, 0..23, &mut whole);
+                for rows in [0..1, 7..8, 22..23, 3..5, 9..23] {
+                    let mut part = vec![0.0; rows.len() * choices * width];
+                    all.run(&cpu, rows.clone(), &mut part);
+                    let same = bits(&part) == bits(&whole[rows.start * choices * width..rows.end * choices * width]);
+                    assert!(same, "{} {kind:?} rows {rows:?}", cpu.isa());
+                }
+                let plain = all.by_plain_linears(&cpu);
+                assert_eq!(bits(&plain), bits(&whole), "{} {kind:?}", cpu.isa());
+            }
+        }
+    }
+}
+
+/// The spans cut into steps of `chunk` rows a sequence; each with its first row in the operands.
+fn chunks(seqs: &[StateSpan], chunk: usize) -> Vec<(usize, StateSpan)> {
+    let cut = |seq: &StateSpan| {
+        let seq = *seq;
+        (0..seq.rows).step_by(chunk).map(move |from| {
+            let span =
+                StateSpan { first_row: 0, rows: chunk.min(seq.rows - from), fresh: seq.fresh && from == 0, ..seq };
+            (seq.first_row + from, span)
+        })
+    };
+    seqs.iter().flat_map(cut).collect()
+}
+
+/// What, the width of its outputs, the sequences, the state, and a step.
+type Recurrent = (String, usize, Vec<StateSpan>, Vec<f32>, table::recurrent::Step);
+
+/// Rows give the same bits whole and cut into steps, with other sequences and alone, and leave the same state.
+#[test]
+fn recurrent_kernels_are_batch_invariant() {
+    for cpu in cpus() {
+        let mut runs: Vec<Recurrent> = vec![];
+        for spec in conv_specs() {
+            let (what, width, seqs) = (format!("{spec:?}"), spec.channels, spec.seqs.0.clone());
+            let operands = ConvOperands::new(spec);
+            let state = operands.state.clone();
+            let step = move |cpu: &Cpu, seqs: &[StateSpan], row: usize, state: &mut [f32], out: &mut [f32]| {
+                operands.run(cpu, seqs, row, state, out);
+            };
+            runs.push((what, width, seqs, state, Box::new(step)));
+        }
+        for spec in scan_specs() {
+            let (what, seqs) = (format!("{spec:?}"), spec.seqs.0.clone());
+            let operands = ScanOperands::new(spec);
+            let (width, state) = (operands.width(), operands.state.clone());
+            let step = move |cpu: &Cpu, seqs: &[StateSpan], row: usize, state: &mut [f32], out: &mut [f32]| {
+                operands.run(cpu, seqs, row, state, out);
+            };
+            runs.push((what, width, seqs, state, Box::new(step)));
+        }
+        for (what, width, seqs, start, step) in runs {
+            let rows: usize = seqs.iter().map(|s| s.rows).sum();
+            let (mut state, mut whole) = (start.clone(), vec![0.0; rows * width]);
+            step(&cpu, &seqs, 0, &mut state, &mut whole);
+            for chunk in [1, 3] {
+                let mut other = start.clone();
+                for (row, span) in chunks(&seqs, chunk) {
+                    let mut out = vec![0.0; span.rows * width];
+                    step(&cpu, &[span], row, &mut other, &mut out);
+                    let want = &whole[row * width..][..span.rows * width];
+                    assert_eq!(bits(&out), bits(want), "{} {what}: in steps of {chunk}", cpu.isa());
+                }
+                assert_eq!(bits(&other), bits(&state), "{} {what}: the state in steps of {chunk}", cpu.isa());
+            }
         }
     }
 }

@@ -64,6 +64,12 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
         b.plugin.kind(),
         b.plugin.path.display()
     )?;
+    if let (Some(dir), Some(version)) = (&b.sources.transformers, &b.sources.transformers_version) {
+        writeln!(out, "transformers    {version}, {}", dir.display())?;
+    }
+    if let Some(code) = &b.sources.model_code {
+        writeln!(out, "model's code    {} files of {}", code.files.len(), code.dir.display())?;
+    }
     writeln!(
         out,
         "parameters      {:.1} M in {} tensors, {}",
@@ -112,6 +118,11 @@ fn planned(b: &Blueprint, plan: &Plan, out: &mut dyn Write) -> anyhow::Result<()
         bytes((kv_bytes * BLOCK_SIZE) as u64),
         bytes((kv_bytes as u64).saturating_mul(b.model.context_length)),
     )?;
+    if !plan.slots.is_empty() {
+        let elements = plan.slots.iter().fold(0usize, |sum, n| sum.saturating_add(*n));
+        let each = bytes((elements as u64).saturating_mul(4));
+        writeln!(out, "running state   {} states, {each} a sequence; no prefix caching", plan.slots.len())?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod args;
 mod batch;
 mod bench;
 mod chat;
+mod doctor;
 mod foreign;
 mod generate;
 mod inspect;
@@ -56,6 +57,8 @@ enum Command {
     Man(shell::ManArgs),
     /// List, check and create architecture plugins
     Plugins(plugins::Args),
+    /// Show what this machine has for host, and what to fix
+    Doctor(doctor::Args),
 }
 
 /// Parses the command line and runs the command.
@@ -90,6 +93,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Completions(args) => shell::completions(Cli::command(), &args),
         Command::Man(args) => shell::man(Cli::command(), &args),
         Command::Plugins(args) => plugins::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 

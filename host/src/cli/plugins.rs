@@ -1,11 +1,13 @@
-//! `host plugins`: list, check and create plugins.
+//! `host plugins`: list, check and create plugins, and fetch what the plugin `transformers` reads.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use super::args::{LogArgs, SearchArgs};
+use super::args::{LogArgs, PackageArgs, SearchArgs};
 use crate::registry::{Registry, RegistryOptions, commands};
+use crate::transformers::{self, PackageOptions};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -34,6 +36,15 @@ enum Command {
         #[command(flatten)]
         log: LogArgs,
     },
+    /// Fetch the Python package that the plugin `transformers` reads, so that it is there when a model needs it
+    FetchTransformers {
+        /// Unpack this file instead: for machines without network
+        wheel: Option<PathBuf>,
+        #[command(flatten)]
+        package: PackageArgs,
+        #[command(flatten)]
+        log: LogArgs,
+    },
     /// Write a crate with a small working plugin
     New {
         /// Name of the plugin: lower case letters, digits and underscores
@@ -45,6 +56,24 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         plugin_api: Option<PathBuf>,
     },
+}
+
+/// Brings the package into the cache and says where it is, and if another one will be used all the same.
+fn fetch_transformers(wheel: Option<&Path>, package: &PackageArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut options = PackageOptions::default();
+    package.apply(&mut options);
+    let fetched = match wheel {
+        Some(wheel) => transformers::install(wheel, &options)?,
+        None => transformers::fetch(&options)?,
+    };
+    writeln!(out, "transformers {} is in {}", fetched.version, fetched.dir.display())?;
+    match transformers::find(&options)? {
+        Some(used) if used != fetched => {
+            writeln!(out, "note: version {} in {} comes first ({})", used.version, used.dir.display(), used.origin)?;
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 fn registry(search: &SearchArgs) -> anyhow::Result<Registry> {
@@ -63,6 +92,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         Command::Check { file, model_config, search, log } => {
             super::start_log(&log, "warn")?;
             commands::check(&registry(&search)?, &file, model_config.as_deref(), &mut out)?;
+        }
+        Command::FetchTransformers { wheel, package, log } => {
+            super::start_log(&log, "warn")?;
+            fetch_transformers(wheel.as_deref(), &package, &mut out)?;
         }
         Command::New { name, dir, plugin_api } => {
             let plugin_api = plugin_api.map_or(commands::PluginApi::Vendored, commands::PluginApi::Path);

@@ -12,6 +12,7 @@ use tokio::signal;
 use super::args::{ModelArgs, size};
 use super::foreign::AlwaysArgs;
 use crate::llm::{Llm, LlmOptions};
+use crate::registry::sandbox_support;
 use crate::server::{self, CorsConfig, ServerConfig, TlsFiles};
 
 #[derive(clap::Args, Debug)]
@@ -206,6 +207,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let mut stop = std::pin::pin!(stop_signal()?);
     let options = LlmOptions { seed: args.server.seed, ..args.model.options()? };
+    for hole in sandbox_support().missing() {
+        tracing::warn!("{hole}; see `host doctor`");
+    }
     let loading = tokio::task::spawn_blocking(move || Llm::load(&options));
     let llm = tokio::select! {
         llm = loading => llm.context("loading the model panicked")??,

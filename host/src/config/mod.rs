@@ -6,13 +6,13 @@
 //! keys outside a table hold for every command that has the flag. Unknown keys are errors. Called by `cli`.
 
 mod folders;
+mod yaml;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
 use toml::{Table, Value};
-use yaml_rust2::{Yaml, YamlLoader};
 
 pub use folders::cache_folder;
 
@@ -123,32 +123,7 @@ fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
     if !yaml {
         return text.parse().map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) });
     }
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Ok(Table::new());
-    }
-    let failed = |error: String| ConfigError::Yaml { path: path.to_owned(), error };
-    let documents = YamlLoader::load_from_str(text).map_err(|error| failed(error.to_string()))?;
-    match documents.first().map(toml_of) {
-        Some(Some(Value::Table(table))) => Ok(table),
-        _ => Err(failed("expected keys with values, such as `port: 8000`, and nothing that is empty".into())),
-    }
-}
-
-/// The same value in TOML, if there is one.
-fn toml_of(yaml: &Yaml) -> Option<Value> {
-    Some(match yaml {
-        Yaml::String(text) => Value::String(text.clone()),
-        Yaml::Integer(number) => Value::Integer(*number),
-        // Kept as written: a flag has its own idea of numbers.
-        Yaml::Real(number) => Value::String(number.clone()),
-        Yaml::Boolean(flag) => Value::Boolean(*flag),
-        Yaml::Array(items) => Value::Array(items.iter().map(toml_of).collect::<Option<_>>()?),
-        Yaml::Hash(entries) => {
-            let entry = |(key, value): (&Yaml, &Yaml)| Some((key.as_str()?.to_owned(), toml_of(value)?));
-            Value::Table(entries.iter().map(entry).collect::<Option<_>>()?)
-        }
-        _ => return None,
-    })
+    yaml::parse(text).map_err(|error| ConfigError::Yaml { path: path.to_owned(), error })
 }
 
 /// Sets the defaults of those flags that the command or a command below it has.
@@ -274,7 +249,7 @@ mod tests {
         assert!(sub.get_flag("dry_run"));
         assert!(parse_as("config.yaml", "# nothing\n", &["host", "serve"]).is_ok());
         for (yaml, expected) in
-            [("prot: 7", "did you mean `port`?"), ("port: [", "config.yml"), ("port: {a: 1}", "`port` is")]
+            [("prot: 7", "did you mean `port`?"), ("port: [", "config.yml"), ("port: {a: 1}", "line 1")]
         {
             let error = parse_as("config.yml", yaml, &["host", "serve"]).expect_err(yaml);
             assert!(error.contains(expected), "{yaml}: {error}");

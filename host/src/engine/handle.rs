@@ -215,6 +215,11 @@ impl Engine {
         let spec = executor.spec().clone();
         config.check(&spec)?;
         executor.allocate_cache(config.kv_blocks)?;
+        if config.enable_prefix_caching && spec.prefix_cache == PrefixCaching::Unsupported {
+            tracing::info!(
+                "prefix caching is off: this model keeps a running state, which cannot be cut where two prompts part"
+            );
+        }
         let shared = Arc::new(Shared::new(config.kv_blocks));
         // `queued` bounds the submissions in the channel; the rest of its room is for wake-ups.
         let (commands, receiver) = sync_channel(config.max_waiting + 4);

@@ -37,6 +37,7 @@ impl SimOptions {
                 kv_bytes_per_block: BLOCK_SIZE * 8,
                 window: None,
                 prefix_cache: PrefixCaching::Shared,
+                state_bytes_per_seq: 0,
                 by_length: None,
                 max_tokens: 1 << 20,
                 max_seqs: 1 << 16,

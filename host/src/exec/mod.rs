@@ -105,6 +105,8 @@ pub struct ExecSpec {
     pub window: Option<usize>,
     /// Whether cached blocks may be shared.
     pub prefix_cache: PrefixCaching,
+    /// Bytes of state of fixed size that a running sequence has beside its blocks (recurrent layers).
+    pub state_bytes_per_seq: usize,
     /// Keys and values also depend on the length of the whole sequence (some rope scalings): they are shared
     /// within a class of lengths, and computed anew when a sequence grows into another class.
     pub by_length: Option<LengthDependence>,

@@ -69,6 +69,7 @@ pub fn rowwise(graph: &Graph, node: &Node) -> bool {
         Take { axis: 0 } => fixed(inputs[0]) && per_token(inputs[1]),
         Gather { axis } | Scatter { axis } | ScatterAdd { axis } => *axis >= 1 && inputs.iter().all(|ty| per_token(ty)),
         Rope { .. } => true,
+        GroupedLinear => inputs[..2].iter().all(|ty| per_token(ty)) && inputs[2..].iter().all(|ty| fixed(ty)),
         Reshape { .. } => first_has_rows(1),
         Permute { axes } => axes.first() == Some(&0),
         Slice { axis, .. }

@@ -13,7 +13,7 @@ use super::{Llm, ModelInfo};
 use crate::engine::{Engine, EngineConfig};
 use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan};
 use crate::exec::reference::{Limits, ReferenceExecutor, checkpoint as f32_weights};
-use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor};
+use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, PrefixCaching};
 use crate::graph;
 use crate::hub::Weights;
 use crate::registry::Selected;
@@ -142,6 +142,8 @@ impl Llm {
         phase.done("plan and weights");
         let checkpoint = &blueprint.checkpoint;
         let spec = executor.spec().clone();
+        let max_num_seqs = fit_states(options, &spec, &blueprint)?;
+        let options = &LlmOptions { max_num_seqs, ..options.clone() };
         let (max_model_len, kv_blocks) = size_cache(options, &spec, &blueprint)?;
         let info = ModelInfo {
             name: checkpoint.name.clone(),
@@ -184,6 +186,14 @@ impl Llm {
             kv_cache_dtype = blueprint.kv_cache_dtype.name(),
             "KV cache"
         );
+        if spec.state_bytes_per_seq > 0 {
+            tracing::info!(
+                bytes_per_sequence = spec.state_bytes_per_seq,
+                max_num_seqs,
+                bytes = spec.state_bytes_per_seq.saturating_mul(max_num_seqs),
+                "recurrent state"
+            );
+        }
         let tokenizer = checkpoint.tokenizer.clone().map(Arc::new);
         Ok(Llm::from_parts(engine, tokenizer, info, checkpoint.generation_config.clone()))
     }
@@ -221,6 +231,42 @@ fn check_vocabulary(checkpoint: &Checkpoint, spec: &ExecSpec) {
     }
 }
 
+/// What may be used for the KV cache and recurrent states together.
+fn cache_memory(options: &LlmOptions, blueprint: &Blueprint) -> usize {
+    let bytes = options.kv_cache_memory.unwrap_or_else(|| {
+        let weights = blueprint.checkpoint.weights.total_bytes();
+        let half = free_memory().saturating_sub(weights) / 2;
+        let bound = options.memory_share.map(|share| (all_memory() as f64 * share) as u64);
+        bound.map_or(half, |bound| half.min(bound.saturating_sub(weights)))
+    });
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// How many sequences may run at once: as many as asked for, or fewer if their recurrent states would take more than
+/// half of the memory for caches.
+fn fit_states(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> Result<usize, LoadError> {
+    let (each, wanted) = (spec.state_bytes_per_seq, options.max_num_seqs);
+    if each == 0 {
+        return Ok(wanted);
+    }
+    let memory = cache_memory(options, blueprint);
+    let fits = memory / 2 / each;
+    if fits == 0 {
+        return Err(LoadError::Setting(format!(
+            "the recurrent state of one sequence takes {each} bytes, more than half of the {memory} bytes for caches: give \
+             --kv-cache-memory at least {} bytes",
+            each.saturating_mul(2)
+        )));
+    }
+    if fits < wanted {
+        tracing::warn!(
+            "at most {fits} sequences run at once instead of {wanted}: the recurrent state of one takes {each} bytes, and \
+             half of {memory} bytes are for these; raise --kv-cache-memory for more"
+        );
+    }
+    Ok(fits.min(wanted))
+}
+
 /// The context length, and the number of KV blocks.
 fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> Result<(usize, usize), LoadError> {
     let made_for = usize::try_from(blueprint.model.context_length).unwrap_or(usize::MAX);
@@ -233,16 +279,11 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
     let per_block = spec.kv_bytes_per_block.max(1);
     // What every sequence at its longest would take, plus one each for the block that is being filled.
     let useful = options.max_num_seqs.saturating_mul(max_model_len.div_ceil(BLOCK_SIZE) + 1);
-    let blocks = match options.kv_cache_memory {
-        Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX) / per_block,
-        None => {
-            let weights = blueprint.checkpoint.weights.total_bytes();
-            let half = free_memory().saturating_sub(weights) / 2;
-            let bound = options.memory_share.map(|share| (all_memory() as f64 * share) as u64);
-            let bytes = bound.map_or(half, |bound| half.min(bound.saturating_sub(weights)));
-            (usize::try_from(bytes).unwrap_or(usize::MAX) / per_block).min(useful)
-        }
-    };
+    let states = spec.state_bytes_per_seq.saturating_mul(options.max_num_seqs);
+    let blocks = cache_memory(options, blueprint).saturating_sub(states) / per_block;
+    // More are of use for prefixes only; and blocks that take no memory are without number.
+    let shared = spec.prefix_cache == PrefixCaching::Shared && spec.kv_bytes_per_block > 1;
+    let blocks = if shared && options.kv_cache_memory.is_some() { blocks } else { blocks.min(useful) };
     let blocks = blocks.min(u32::MAX as usize - 1);
     let holds = match spec.window {
         // Only the window is kept; the engine refuses requests whose window does not fit.

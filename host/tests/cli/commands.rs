@@ -91,8 +91,8 @@ fn inspect_shows_plugin_graph_and_plan() {
         says(&summary, &["LlamaForCausalLM", "llama 0.1.0 (native)", "KV cache", "0 by the reference executor"]);
         let all = run(&["--graph", "--optimised", "--plan"]);
         assert!(all.starts_with(&summary));
-        says(&all, &["host-graph 1.0", "model.embed_tokens.weight", "# after ", "attention"]);
+        says(&all, &["host-graph 1.", "model.embed_tokens.weight", "# after ", "attention"]);
         assert!(run(&["--graph"]).len() > summary.len() && run(&["--plan"]).len() > summary.len());
-        assert!(!run(&["--optimised"]).contains("host-graph 1.0"));
+        assert!(!run(&["--optimised"]).contains("host-graph 1."));
     }
 }

@@ -9,6 +9,7 @@ mod commands;
 mod http;
 #[path = "../serve/models.rs"]
 mod models;
+mod package;
 #[path = "../serve/program.rs"]
 mod program;
 mod settings;

@@ -56,6 +56,40 @@ impl Case {
         self.b.op(op, inputs)
     }
 
+    /// Numbers of `k` different experts for every token.
+    fn choices(&mut self, experts: usize, k: usize) -> Value {
+        let x = self.x(&[experts]);
+        self.op(Op::TopK { k }, &[x])
+    }
+
+    /// [experts, sum of n, d], put together from a weight for each part of each expert.
+    fn stacked(&mut self, experts: usize, n: &[usize], d: usize) -> Value {
+        let all: Vec<Value> = (0..experts)
+            .map(|_| {
+                let parts: Vec<Value> = n.iter().map(|&n| self.w(&[n, d])).collect();
+                let one = if parts.len() == 1 { parts[0] } else { self.b.concat(0, &parts) };
+                self.b.reshape(one, [1, n.iter().sum(), d])
+            })
+            .collect();
+        self.b.concat(0, &all)
+    }
+
+    /// Linear attention of [key heads, heads, key size, value size], with decays of a softplus and betas of a sigmoid.
+    fn runs(&mut self, [key_heads, heads, dk, dv]: [usize; 4], per_channel: bool, delta: bool) -> Value {
+        let (q, k, v) = (self.x(&[key_heads, dk]), self.x(&[key_heads, dk]), self.x(&[heads, dv]));
+        let decay = if per_channel { self.x(&[heads, dk]) } else { self.x(&[heads]) };
+        let decay = self.b.activation(decay, Activation::Softplus);
+        let decay = self.b.scale(decay, -0.5);
+        let decay = self.b.cast(decay, DType::F32);
+        let beta = delta.then(|| {
+            let beta = self.x(&[heads]);
+            let beta = self.op(Op::Sigmoid, &[beta]);
+            self.b.cast(beta, DType::F32)
+        });
+        let k = self.b.scale(k, 0.4);
+        self.b.linear_attention(0, [q, k, v], decay, beta)
+    }
+
     /// q[T, heads, dim], k[T, kv, dim], v[T, kv, dim_v]: parts of one projection.
     fn attend(&mut self, [heads, kv, dim, dim_v]: [usize; 4], options: AttentionOptions) -> Value {
         let x = self.x(&[8]);
@@ -67,6 +101,12 @@ impl Case {
         let (q, k, v) = (part(self, heads, dim), part(self, kv, dim), part(self, kv, dim_v));
         self.b.attention(3, [q, k, v], 0.5, options)
     }
+}
+
+/// An index into the last axis of `i`, of its shape: whether each element is odd.
+fn j_of(c: &mut Case, i: Value) -> Value {
+    let two = c.b.int(2);
+    c.op(Op::Rem, &[i, two])
 }
 
 /// The graph whose logits are the value, of any shape, by token or by row.
@@ -123,7 +163,7 @@ const LINES: &[Line] = &[
     ("one weight as matrix and as operand", "elementwise add", |c| { let (x, w) = (c.x(&[5]), c.w(&[1, 5])); let y = c.b.linear(x, w); let z = c.b.add(x, w); c.b.concat(1, &[y, z]) }),
     ("doubled 200 times and scaled back", "linear ", |c| { let (x, mut w) = (c.x(&[5]), c.w(&[3, 5])); for _ in 0..60 { w = c.b.add(w, w); } let w = c.b.scale(w, 2f32.powi(-60)); c.b.linear(x, w) }),
     // dynamic weights
-    ("norm with a weight for each token", "reference sum", |c| { let x = c.x(&[1, 6]); let w = c.x(&[1, 6]); let one = c.w(&[6]); let y = c.b.rms_norm(x, one, 1e-5); c.b.mul(y, w) }),
+    ("norm with a weight for each token", "elementwise mul", |c| { let x = c.x(&[1, 6]); let w = c.x(&[1, 6]); let one = c.w(&[6]); let y = c.b.rms_norm(x, one, 1e-5); c.b.mul(y, w) }),
     ("product of two values of the step", "reference matmul", |c| { let (a, b) = (c.x(&[2, 3]), c.x(&[3, 4])); c.b.matmul(a, b) }),
     ("product with a weight", "reference matmul", |c| { let (a, b) = (c.x(&[5]), c.w(&[5, 4])); c.b.matmul(a, b) }),
     // embedding
@@ -137,11 +177,11 @@ const LINES: &[Line] = &[
     ("rms_norm", "rms_norm b", |c| { let (x, w) = (c.x(&[37]), c.w(&[37])); c.b.rms_norm(x, w, 1e-5) }),
     ("rms_norm, unit offset", " unit_offset ->", |c| { let (x, w) = (c.x(&[6]), c.w(&[6])); c.op(Op::RmsNorm { eps: 0.1, unit_offset: true }, &[x, w]) }),
     ("rms_norm of a strided view", "@", |c| { let (x, w) = (c.x(&[9]), c.w(&[6])); let x = c.b.slice(x, 1, 2usize, 8usize); c.b.rms_norm(x, w, 1e-5) }),
-    ("rms_norm of heads", "reference sum", |c| { let (x, w) = (c.x(&[3, 4]), c.w(&[4])); c.b.rms_norm(x, w, 1e-5) }),
+    ("rms_norm of heads", "rms_norm b2[T,12] by 4 w2", |c| { let (x, w) = (c.x(&[3, 4]), c.w(&[4])); c.b.rms_norm(x, w, 1e-5) }),
     ("layer_norm of one input", "layer_norm b", |c| { let x = c.x(&[6]); c.op(Op::LayerNorm { eps: 1e-5 }, &[x]) }),
     ("layer_norm of two", "layer_norm b", |c| { let (x, w) = (c.x(&[6]), c.w(&[6])); c.op(Op::LayerNorm { eps: 1e-5 }, &[x, w]) }),
     ("layer_norm of three", "layer_norm b", |c| { let (x, w, b) = (c.x(&[37]), c.w(&[37]), c.w(&[37])); c.b.layer_norm(x, w, b, 1e-5) }),
-    ("layer_norm of heads", "reference sum", |c| { let (x, w, b) = (c.x(&[3, 4]), c.w(&[4]), c.w(&[4])); c.b.layer_norm(x, w, b, 1e-5) }),
+    ("layer_norm of heads", "layer_norm b2[T,12] by 4 w2 w3", |c| { let (x, w, b) = (c.x(&[3, 4]), c.w(&[4]), c.w(&[4])); c.b.layer_norm(x, w, b, 1e-5) }),
     // rope
     ("rope, halves, in place", "Half 8 -> ", |c| { let x = c.x(&[3, 8]); let a = c.angles(4); c.b.rope(x, a, false) }),
     ("rope, pairs, in place", "Interleaved 8 -> ", |c| { let x = c.x(&[3, 8]); let a = c.angles(4); c.b.rope(x, a, true) }),
@@ -168,17 +208,44 @@ const LINES: &[Line] = &[
     ("attention of one value thrice", "attention", |c| { let x = c.x(&[2, 4]); c.b.attention(0, [x, x, x], 1.0, PLAIN) }),
     ("attention of views", "attention", |c| { let x = c.x(&[4, 6]); let [q, k, v] = [(0, 2), (2, 3), (3, 4)].map(|(i, j)| c.b.slice(x, 1, i as usize, j as usize)); c.b.attention(0, [q, k, v], 1.0, PLAIN) }),
     ("two attentions", "attention 1 ", |c| { let x = c.x(&[2, 4]); let y = c.b.attention(0, [x, x, x], 1.0, WINDOW); let z = c.b.attention(1, [y, x, y], 1.0, PLAIN); c.b.add(y, z) }),
+    ("attention, chunks", "chunk=5", |c| c.attend([4, 2, 4, 4], AttentionOptions { chunk: Some(5), ..PLAIN })),
+    ("attention, chunks and a window", "chunk=20", |c| c.attend([4, 1, 5, 3], AttentionOptions { chunk: Some(20), window: Some(7), ..PLAIN })),
+    ("attention, keys of another layer", "attention 0 b", |c| { let x = c.x(&[2, 4]); let y = c.b.attention(0, [x, x, x], 1.0, WINDOW); let z = c.b.attention(1, [y, x, x], 1.0, PLAIN); let z = c.b.attention(2, [z, x, x], 1.0, WINDOW); c.b.add(y, z) }),
+    // experts
+    ("experts", "grouped_linear ", |c| { let (x, i, w) = (c.x(&[6]), c.choices(5, 2), c.w(&[5, 7, 6])); c.b.grouped_linear(x, i, w, None) }),
+    ("experts, bias", " (5 of w3) + w4 -> ", |c| { let (x, i) = (c.x(&[6]), c.choices(5, 2)); let (w, b) = (c.w(&[5, 7, 6]), c.w(&[5, 7])); c.b.grouped_linear(x, i, w, Some(b)) }),
+    ("experts, an input for each choice", "grouped_linear ", |c| { let (x, i, w) = (c.x(&[3, 6]), c.choices(4, 3), c.w(&[4, 67, 6])); c.b.grouped_linear(x, i, w, None) }),
+    ("experts, stored one by one", "(3 of w3)", |c| { let (x, i) = (c.x(&[6]), c.choices(3, 2)); let w = c.stacked(3, &[7], 6); c.b.grouped_linear(x, i, w, None) }),
+    ("experts, gate and up apart", "(3 of w3 | w4)", |c| { let (x, i) = (c.x(&[6]), c.choices(3, 2)); let w = c.stacked(3, &[4, 4], 6); c.b.grouped_linear(x, i, w, None) }),
+    ("experts, gates and ups apart", "(3 of w3 | w4)", |c| { let (x, i) = (c.x(&[6]), c.choices(3, 2)); let (g, u) = (c.w(&[3, 4, 6]), c.w(&[3, 5, 6])); let w = c.b.concat(1, &[g, u]); c.b.grouped_linear(x, i, w, None) }),
+    ("experts, some of more", "(2 of w3)", |c| { let (x, i, w) = (c.x(&[6]), c.choices(2, 1), c.w(&[4, 7, 6])); let w = c.b.slice(w, 0, 1usize, 3usize); let w = c.b.slice(w, 1, 2usize, 6usize); c.b.grouped_linear(x, i, w, None) }),
+    ("experts, transposed", "(3 of permute", |c| { let (x, i, w) = (c.x(&[6]), c.choices(3, 2), c.w(&[3, 6, 7])); let w = c.b.permute(w, [0, 2, 1]); c.b.grouped_linear(x, i, w, None) }),
+    ("experts of selected rows", "[R,", |c| { let (x, i, w) = (c.x(&[6]), c.choices(5, 2), c.w(&[5, 7, 6])); let (x, i) = (c.b.select_outputs(x), c.b.select_outputs(i)); c.b.grouped_linear(x, i, w, None) }),
+    ("a mixture of experts", "grouped_linear ", |c| { let x = c.x(&[8]); let r = c.w(&[6, 8]); let l = c.b.linear(x, r); let p = c.op(Op::Softmax, &[l]); let i = c.op(Op::TopK { k: 2 }, &[p]); let p = c.op(Op::Gather { axis: 1 }, &[p, i]); let (w, d) = (c.w(&[6, 10, 8]), c.w(&[6, 8, 5])); let h = c.b.grouped_linear(x, i, w, None); let (g, u) = (c.b.slice(h, 2, 0usize, 5usize), c.b.slice(h, 2, 5usize, 10usize)); let h = c.b.gated(g, u, Activation::Silu); let y = c.b.grouped_linear(h, i, d, None); let p = c.shaped(p, &[2, 1]); let y = c.b.mul(y, p); c.op(Op::Sum { axis: 1, keep: false }, &[y]) }),
+    // running states
+    ("convolution", "causal_conv 0 ", |c| { let (x, w) = (c.x(&[7]), c.w(&[7, 4])); c.b.causal_conv1d(0, x, w, None) }),
+    ("convolution, bias, activation", " + w3 Silu) width=3", |c| { let (x, w, b) = (c.x(&[20]), c.w(&[20, 3]), c.w(&[20])); let y = c.b.causal_conv1d(0, x, w, Some(b)); c.b.activation(y, Activation::Silu) }),
+    ("convolution of one row", "width=1", |c| { let (x, w) = (c.x(&[7]), c.w(&[7, 1])); c.b.causal_conv1d(0, x, w, None) }),
+    ("convolution of a part", "causal_conv 0 ", |c| { let (x, w) = (c.x(&[9]), c.w(&[4, 2])); let x = c.b.slice(x, 1, 3usize, 7usize); let y = c.b.causal_conv1d(0, x, w, None); let z = c.b.activation(y, Activation::Relu); c.b.add(y, z) }),
+    ("two convolutions", "causal_conv 1 ", |c| { let (x, v, w) = (c.x(&[5]), c.w(&[5, 4]), c.w(&[5, 2])); let y = c.b.causal_conv1d(4, x, v, None); c.b.causal_conv1d(2, y, w, None) }),
+    ("running state", "linear_attention 0 ", |c| c.runs([2, 4, 5, 3], false, false)),
+    ("running state, decay of channels", "heads=1/2 state=8x16", |c| c.runs([1, 2, 8, 16], true, false)),
+    ("running state, delta rule", " delta b", |c| c.runs([2, 2, 6, 20], false, true)),
+    ("running state, delta rule, decay of channels", " delta b", |c| c.runs([2, 4, 6, 3], true, true)),
+    ("running state, one column", "state=16x1", |c| c.runs([1, 9, 16, 1], true, false)),
+    ("running state, one element", "state=1x1", |c| c.runs([1, 20, 1, 1], false, false)),
+    ("a convolution, a running state, and attention", "attention 0 ", |c| { let y = c.runs([2, 2, 4, 4], false, true); let w = c.w(&[8, 4]); let y = c.shaped(y, &[8]); let y = c.b.causal_conv1d(9, y, w, None); let y = c.shaped(y, &[2, 4]); c.b.attention(3, [y, y, y], 0.5, PLAIN) }),
     // gated, softmax, selection
     ("gated", "gated Silu", |c| { let (x, u, v) = (c.x(&[6]), c.w(&[5, 6]), c.w(&[5, 6])); let (g, u) = (c.b.linear(x, u), c.b.linear(x, v)); c.b.gated(g, u, Activation::Silu) }),
     ("gated halves of one projection", "gated Gelu", |c| { let x = c.x(&[10]); let (g, u) = (c.b.slice(x, 1, 0usize, 5usize), c.b.slice(x, 1, 5usize, 10usize)); c.b.gated(g, u, Activation::Gelu) }),
     ("gated with itself", "gated Tanh", |c| { let x = c.x(&[2, 5]); c.b.gated(x, x, Activation::Tanh) }),
-    ("softmax", "reference reduce_max", |c| { let x = c.x(&[3, 5]); c.op(Op::Softmax, &[x]) }),
+    ("softmax", "softmax b2[T,15] by 5", |c| { let x = c.x(&[3, 5]); c.op(Op::Softmax, &[x]) }),
     ("select_outputs of a strided view", "select_rows ", |c| { let x = c.x(&[9]); let x = c.b.slice(x, 1, 2usize, 7usize); c.b.select_outputs(x) }),
-    ("select_outputs of integers", "reference select_outputs", |c| { let x = c.b.token_ids(); let x = c.shaped(x, &[1]); c.b.select_outputs(x) }),
-    ("select_outputs of truth values", "reference select_outputs", |c| { let (x, y) = (c.x(&[5]), c.x(&[5])); let x = c.op(Op::Lt, &[x, y]); c.b.select_outputs(x) }),
+    ("select_outputs of integers", "select_rows ", |c| { let x = c.b.token_ids(); let x = c.shaped(x, &[1]); c.b.select_outputs(x) }),
+    ("select_outputs of truth values", "select_rows ", |c| { let (x, y) = (c.x(&[5]), c.x(&[5])); let x = c.op(Op::Lt, &[x, y]); c.b.select_outputs(x) }),
     ("logits that are a part of a value", "logits b", |c| { let (x, w) = (c.x(&[5]), c.w(&[9, 5])); let x = c.b.select_outputs(x); let y = c.b.linear(x, w); c.b.slice(y, 1, 3usize, 8usize) }),
     ("logits that are one linear of several", "logits b", |c| { let x = c.x(&[5]); let x = c.b.select_outputs(x); let (u, v) = (c.w(&[4, 5]), c.w(&[6, 5])); let a = c.b.linear(x, u); let b = c.b.linear(x, v); let t = c.b.activation(a, Activation::Relu); let n = c.b.slice(t, 1, 0usize, 1usize); let s = c.b.mul(b, n); let _ = s; b }),
-    ("logits that do not depend on the step", "reference broadcast", |c| { let w = c.w(&[1, 5]); c.op(Op::Broadcast { shape: vec![Dim::R(), 5usize.into()] }, &[w]) }),
+    ("logits that do not depend on the step", "rows broadcast", |c| { let w = c.w(&[1, 5]); c.op(Op::Broadcast { shape: vec![Dim::R(), 5usize.into()] }, &[w]) }),
     // primitives: native ones, and those by the reference
     ("an expression in floats", "elementwise sin", |c| { let (x, w) = (c.x(&[2, 3]), c.w(&[3])); let y = c.b.mul(x, w); let y = c.op(Op::Sin, &[y]); let z = c.op(Op::Max, &[y, x]); c.b.div(z, w) }),
     ("broadcasts of every kind", "elementwise", |c| { let (x, a, b, s) = (c.x(&[2, 3]), c.w(&[1, 2, 1]), c.x(&[1, 3]), c.w(&[])); let y = c.b.add(a, x); let y = c.b.mul(y, b); c.b.sub(s, y) }),
@@ -188,11 +255,22 @@ const LINES: &[Line] = &[
     ("a choice of integers", "elementwise select", |c| { let (i, p, n) = (c.b.token_ids(), c.b.positions(), c.b.int(3)); let m = c.op(Op::Eq, &[i, n]); let y = c.b.select(m, p, n); c.shaped(y, &[1]) }),
     ("truth values compared and cast", "reference eq", |c| { let (x, y, z) = (c.x(&[4]), c.x(&[4]), c.x(&[4])); let (a, b) = (c.op(Op::Gt, &[x, y]), c.op(Op::Gt, &[x, z])); let e = c.op(Op::Eq, &[a, b]); c.b.cast(e, DType::I64) }),
     ("floats to integers and back", "elementwise cast", |c| { let x = c.x(&[4]); let x = c.b.scale(x, 7.0); let i = c.b.cast(x, DType::I64); let y = c.b.cast(i, DType::F32); c.b.cast(y, DType::Float) }),
-    ("reductions", "reference cumsum", |c| { let x = c.x(&[3, 4]); let s = c.op(Op::Sum { axis: 1, keep: true }, &[x]); let m = c.op(Op::ReduceMin { axis: 2, keep: true }, &[x]); let y = c.b.add(x, s); let y = c.b.mul(y, m); c.op(Op::Cumsum { axis: 2 }, &[y]) }),
-    ("sorted, and the largest", "reference gather", |c| { let x = c.x(&[6]); let i = c.op(Op::TopK { k: 4 }, &[x]); let y = c.op(Op::Gather { axis: 1 }, &[x, i]); let j = c.op(Op::Argmax { axis: 1, keep: true }, &[x]); let j = c.b.cast(j, DType::Float); c.b.concat(1, &[y, j]) }),
-    ("scattered", "reference scatter_add", |c| { let x = c.x(&[6]); let i = c.op(Op::TopK { k: 2 }, &[x]); let v = c.b.slice(x, 1, 0usize, 2usize); c.op(Op::ScatterAdd { axis: 1 }, &[x, i, v]) }),
-    ("permuted, sliced inside, every second", "reference permute", |c| { let x = c.x(&[3, 4]); let y = c.b.permute(x, [0, 2, 1]); let y = c.b.slice(y, 2, 1usize, 3usize); c.op(Op::Slice { axis: 1, start: 0usize.into(), end: 4usize.into(), step: 2 }, &[y]) }),
-    ("an empty slice joined", "reference concat", |c| { let x = c.x(&[3]); let e = c.b.slice(x, 1, 1usize, 1usize); c.b.concat(1, &[e, x]) }),
+    ("reductions", "rows cumsum", |c| { let x = c.x(&[3, 4]); let s = c.op(Op::Sum { axis: 1, keep: true }, &[x]); let m = c.op(Op::ReduceMin { axis: 2, keep: true }, &[x]); let y = c.b.add(x, s); let y = c.b.mul(y, m); c.op(Op::Cumsum { axis: 2 }, &[y]) }),
+    ("sorted, and the largest", "rows gather", |c| { let x = c.x(&[6]); let i = c.op(Op::TopK { k: 4 }, &[x]); let y = c.op(Op::Gather { axis: 1 }, &[x, i]); let j = c.op(Op::Argmax { axis: 1, keep: true }, &[x]); let j = c.b.cast(j, DType::Float); c.b.concat(1, &[y, j]) }),
+    ("scattered", "rows scatter_add", |c| { let x = c.x(&[6]); let i = c.op(Op::TopK { k: 2 }, &[x]); let v = c.b.slice(x, 1, 0usize, 2usize); c.op(Op::ScatterAdd { axis: 1 }, &[x, i, v]) }),
+    ("permuted, sliced inside, every second", "rows permute", |c| { let x = c.x(&[3, 4]); let y = c.b.permute(x, [0, 2, 1]); let y = c.b.slice(y, 2, 1usize, 3usize); c.op(Op::Slice { axis: 1, start: 0usize.into(), end: 4usize.into(), step: 2 }, &[y]) }),
+    ("rms_norm without a weight", "rms_norm b2[T,37]  eps", |c| { let x = c.x(&[37]); c.op(Op::RmsNorm { eps: 1e-5, unit_offset: false }, &[x]) }),
+    ("softmax of selected rows", "softmax b", |c| { let x = c.x(&[6]); let x = c.b.select_outputs(x); c.op(Op::Softmax, &[x]) }),
+    ("reductions inside", "rows reduce_max", |c| { let x = c.x(&[3, 4]); let s = c.op(Op::Sum { axis: 1, keep: false }, &[x]); let m = c.op(Op::ReduceMax { axis: 1, keep: false }, &[x]); let n = c.op(Op::ReduceMin { axis: 1, keep: false }, &[x]); let y = c.op(Op::Cumsum { axis: 1 }, &[x]); let y = c.shaped(y, &[12]); c.b.concat(1, &[s, m, n, y]) }),
+    ("reductions of integers", "rows sum", |c| { let x = c.x(&[2, 5]); let i = c.op(Op::TopK { k: 3 }, &[x]); let s = c.op(Op::Sum { axis: 1, keep: true }, &[i]); let m = c.op(Op::ReduceMax { axis: 2, keep: true }, &[i]); let n = c.op(Op::ReduceMin { axis: 2, keep: true }, &[i]); let y = c.b.add(s, m); let y = c.b.mul(y, n); let a = c.op(Op::Argmax { axis: 2, keep: true }, &[i]); let y = c.b.add(y, a); c.op(Op::Cumsum { axis: 2 }, &[y]) }),
+    ("argmax inside", "rows argmax", |c| { let x = c.x(&[3, 4]); c.op(Op::Argmax { axis: 1, keep: false }, &[x]) }),
+    ("gathered inside, integers and truth values", "rows gather", |c| { let x = c.x(&[4, 3]); let y = c.x(&[4, 3]); let i = c.op(Op::TopK { k: 2 }, &[x]); let j = j_of(c, i); let k = c.op(Op::Gather { axis: 2 }, &[i, j]); let t = c.op(Op::Gt, &[x, y]); let t = c.op(Op::Gather { axis: 2 }, &[t, i]); let t = c.b.cast(t, DType::I64); c.b.add(k, t) }),
+    ("scattered integers and truth values", "rows scatter", |c| { let x = c.x(&[2, 6]); let i = c.op(Op::TopK { k: 2 }, &[x]); let all = c.op(Op::Argsort { descending: true }, &[x]); let a = c.op(Op::Scatter { axis: 2 }, &[all, i, i]); let y = c.x(&[2, 6]); let t = c.op(Op::Gt, &[x, y]); let v = c.b.slice(t, 2, 0usize, 2usize); let t = c.op(Op::Scatter { axis: 2 }, &[t, i, v]); let t = c.b.cast(t, DType::I64); c.b.add(a, t) }),
+    ("moved integers and truth values", "rows permute", |c| { let (x, y) = (c.x(&[3, 4]), c.x(&[3, 4])); let t = c.op(Op::Gt, &[x, y]); let t = c.b.permute(t, [0, 2, 1]); let t = c.b.slice(t, 2, 1usize, 3usize); let i = c.op(Op::TopK { k: 2 }, &[x]); let i = c.b.concat(1, &[i, i]); let t = c.b.cast(t, DType::F32); let i = c.b.cast(i, DType::F32); let i = c.shaped(i, &[4, 3]); let i = c.b.slice(i, 2, 0usize, 2usize); let y = c.b.mul(t, i); c.b.cast(y, DType::Float) }),
+    ("broadcast inside", "rows broadcast", |c| { let x = c.x(&[3, 1, 2]); c.op(Op::Broadcast { shape: vec![Dim::T(), 3usize.into(), 4usize.into(), 2usize.into()] }, &[x]) }),
+    ("heads repeated", "rows broadcast", |c| { let x = c.x(&[2, 3]); let x = c.shaped(x, &[2, 1, 3]); let x = c.op(Op::Broadcast { shape: vec![Dim::T(), 2usize.into(), 3usize.into(), 3usize.into()] }, &[x]); c.shaped(x, &[6, 3]) }),
+    ("groups of experts masked", "rows scatter", |c| { let x = c.x(&[8]); let s = c.op(Op::Sigmoid, &[x]); let g = c.shaped(s, &[4, 2]); let g = c.op(Op::ReduceMax { axis: 2, keep: false }, &[g]); let i = c.op(Op::TopK { k: 2 }, &[g]); let zero = c.b.scalar(DType::Float, 0.0); let none = c.b.mul(g, zero); let one = c.b.slice(none, 1, 0usize, 2usize); let one = c.b.shift(one, 1.0); let m = c.op(Op::Scatter { axis: 1 }, &[none, i, one]); let m = c.shaped(m, &[4, 1]); let s = c.shaped(s, &[4, 2]); let m = c.op(Op::Gt, &[m, zero]); let low = c.b.scalar(DType::Float, -1.0); c.b.select(m, s, low) }),
+    ("an empty slice joined", "rows concat", |c| { let x = c.x(&[3]); let e = c.b.slice(x, 1, 1usize, 1usize); c.b.concat(1, &[e, x]) }),
 ];
 
 fn settings() -> [(Stored, Dtype, Dtype, f32); 6] {

@@ -122,10 +122,13 @@ fn ctrl_c_ends_a_server_that_is_still_loading() {
     let folder = model(&place, "BadForCausalLM", "sleep");
     let mut server = place.start(&[folder.arg(), "--skip-tokenizer-init"]);
     server.wait_for("model files");
-    std::thread::sleep(Duration::from_millis(300));
     // The worker's command line names the private copy of the plugin.
     let worker = place.path(".cache");
-    assert!(build::is_running(arg(&worker)), "no worker of {}", worker.display());
+    let patience = std::time::Instant::now() + crate::program::PATIENCE;
+    while !build::is_running(arg(&worker)) {
+        assert!(std::time::Instant::now() < patience, "no worker of {}: {}", worker.display(), server.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     server.signal(Signal::INT);
     assert_eq!(server.wait(Duration::from_secs(2)).code(), Some(0));
     assert!(server.log().contains("stopped while loading"), "{}", server.log());

@@ -62,8 +62,10 @@ impl Place {
                 command.env_remove(name);
             }
         }
-        // Explicit folders come first: an old library beside the program is not used.
+        // Explicit folders come first: an old library beside the program is not used. And where a native plugin is what is
+        // tested, the plugin `transformers` that may lie there is not asked after it.
         command.env("HOME", self.root.path()).env("HF_HUB_OFFLINE", "1").env("HOST_PLUGINS_PATH", self.path("plugins"));
+        command.env("HOST_MODEL_IMPL", "native");
         command.current_dir(self.root.path()).args(args);
         command
     }
@@ -182,7 +184,7 @@ impl Server {
             let log = self.log();
             let line = log.lines().find(|line| line.contains("serving ")).expect("not serving yet");
             let (_, rest) = line.split_once("http://").unwrap();
-            rest.strip_suffix("/v1").unwrap().parse().unwrap()
+            rest.split_once("/v1").unwrap().0.parse().unwrap()
         })
     }
 

@@ -18,6 +18,7 @@ mod gemm;
 mod operands;
 mod ops;
 mod pool;
+mod recurrent;
 mod simd;
 
 pub use attention::{
@@ -26,11 +27,16 @@ pub use attention::{
 pub use context::{Cpu, CpuOptions};
 pub use error::KernelError;
 pub use features::{Isa, cpu_features, default_threads};
-pub use gemm::{Compute, Epilogue, Scratch, Segment, linear};
+pub use gemm::{Compute, Epilogue, Groups, Scratch, Segment, grouped_linear, linear};
 pub use operands::{Rows, RowsMut, WeightDtype, WeightRef};
 pub use ops::{
-    LayerNorm, RmsNorm, Rope, RopeStyle, activate, activate_to, add, add_assign, add_layer_norm, add_rms_norm, argmax,
-    embed, gated, gather_rows, layer_norm, mul, rms_norm, rms_norm_heads, rope, rope_to, scale, softcap, softmax,
+    Binary, LayerNorm, RmsNorm, Rope, RopeStyle, ZipOperand, ZipRuns, activate, activate_to, add, add_assign,
+    add_layer_norm, add_rms_norm, argmax, embed, gated, gather_rows, layer_norm, layer_norm_parts, mul, rms_norm,
+    rms_norm_parts, rope, rope_to, scale, softcap, softmax, softmax_to, zip,
 };
 pub use pool::{Pool, split};
+pub use recurrent::{
+    CausalConv, LinearAttention, LinearAttentionOperands, MAX_WIDTH as MAX_CONV_WIDTH, StateSpan, causal_conv1d,
+    linear_attention,
+};
 pub use simd::Activation;

@@ -206,6 +206,17 @@ impl<'a> WeightRef<'a> {
         .ok_or(misaligned)
     }
 
+    /// Elements `from .. from + len`: some rows of a matrix, say.
+    pub fn elements(&self, from: usize, len: usize) -> Result<Self, KernelError> {
+        let end = from.saturating_add(len);
+        super::error::check_len("weight", end, self.len())?;
+        Ok(match self {
+            WeightRef::F32(w) => WeightRef::F32(&w[from..end]),
+            WeightRef::Bf16(w) => WeightRef::Bf16(&w[from..end]),
+            WeightRef::F16(w) => WeightRef::F16(&w[from..end]),
+        })
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {

@@ -15,6 +15,7 @@ pub struct Spec {
     pub heads: usize,
     pub shape: KvShape,
     pub window: Option<usize>,
+    pub chunk: Option<usize>,
     pub softcap: Option<f32>,
     pub sinks: bool,
     pub alibi: bool,
@@ -24,7 +25,17 @@ pub struct Spec {
 impl Spec {
     pub fn new(seqs: &[(usize, usize)], heads: usize, kv_heads: usize, head_dim: usize, value_dim: usize) -> Self {
         let shape = KvShape { kv_heads, head_dim, value_dim };
-        Spec { seqs: seqs.into(), heads, shape, window: None, softcap: None, sinks: false, alibi: false, bf16: false }
+        Spec {
+            seqs: seqs.into(),
+            heads,
+            shape,
+            window: None,
+            chunk: None,
+            softcap: None,
+            sinks: false,
+            alibi: false,
+            bf16: false,
+        }
     }
 }
 
@@ -126,6 +137,7 @@ impl Paged {
             heads: self.spec.heads,
             scale: 0.3,
             window: self.spec.window,
+            chunk: self.spec.chunk,
             softcap: self.spec.softcap,
             sinks: self.spec.sinks.then_some(&self.sinks),
             alibi_slopes: self.spec.alibi.then_some(&self.slopes),
@@ -176,6 +188,7 @@ impl Paged {
                 for head in 0..spec.heads {
                     let kv = head / (spec.heads / kv_heads);
                     let first = spec.window.map_or(0, |w| (p + 1).saturating_sub(w));
+                    let first = spec.chunk.map_or(first, |c| first.max(p / c * c));
                     let scores: Vec<f64> = (first..=p)
                         .map(|j| {
                             let q = &t.q[(p * spec.heads + head) * head_dim..][..head_dim];
@@ -216,7 +229,7 @@ fn case(spec: Spec) -> Case {
         if spec.bf16 { "bf16" } else { "f32" },
         spec.seqs,
         spec.heads,
-        spec.window,
+        (spec.window, spec.chunk),
         spec.softcap,
         spec.sinks,
         spec.alibi
@@ -255,6 +268,9 @@ pub fn test_cases() -> Vec<Case> {
         add(Spec::new(&[(70, 30)], 34, 2, 24, 33));
         add(Spec { window: Some(1), ..Spec::new(&[(40, 40)], 2, 2, 16, 16) });
         add(Spec { window: Some(20), ..Spec::new(&[(150, 90), (300, 1)], 4, 2, 16, 16) });
+        add(Spec { chunk: Some(1), ..Spec::new(&[(40, 40)], 2, 2, 16, 16) });
+        add(Spec { chunk: Some(50), ..Spec::new(&[(150, 90), (300, 1), (7, 7)], 4, 2, 16, 16) });
+        add(Spec { chunk: Some(64), window: Some(20), ..Spec::new(&[(150, 90), (130, 3)], 4, 1, 16, 80) });
         add(Spec { window: Some(64), ..Spec::new(&[(150, 90), (300, 1)], 4, 1, 16, 80) });
         add(Spec { window: Some(1000), ..Spec::new(&[(150, 90)], 4, 1, 16, 80) });
         add(Spec { softcap: Some(1.5), ..Spec::new(&[(90, 40)], 4, 2, 32, 32) });

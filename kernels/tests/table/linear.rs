@@ -22,7 +22,7 @@ impl Weight {
         }
     }
 
-    fn at(&self, i: usize) -> f64 {
+    pub fn at(&self, i: usize) -> f64 {
         match self {
             Weight::F32(w) => w[i].into(),
             Weight::Bf16(w) => w[i].into(),
@@ -55,7 +55,7 @@ impl Kind {
         }
     }
 
-    fn element(self) -> usize {
+    pub fn element(self) -> usize {
         if self == Kind::F32 { 4 } else { 2 }
     }
 }

@@ -5,8 +5,10 @@
 #![allow(dead_code, unreachable_pub, reason = "tests and benches use different parts")]
 
 pub mod attention;
+pub mod grouped;
 pub mod linear;
 pub mod ops;
+pub mod recurrent;
 
 use kernels::cpu::Cpu;
 
@@ -38,6 +40,8 @@ pub fn test_cases() -> Vec<Case> {
     let mut all = linear::test_cases();
     all.extend(attention::test_cases());
     all.extend(ops::test_cases());
+    all.extend(grouped::test_cases());
+    all.extend(recurrent::test_cases());
     all
 }
 
@@ -46,6 +50,8 @@ pub fn bench_cases() -> Vec<Case> {
     let mut all = linear::bench_cases();
     all.extend(attention::bench_cases());
     all.extend(ops::bench_cases());
+    all.extend(grouped::bench_cases());
+    all.extend(recurrent::bench_cases());
     all
 }
 

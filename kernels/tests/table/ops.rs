@@ -2,9 +2,10 @@
 
 use half::{bf16, f16};
 use kernels::cpu::{
-    Activation, Cpu, LayerNorm, RmsNorm, Rope, RopeStyle, Rows, RowsMut, WeightRef, activate, activate_to, add,
-    add_assign, add_layer_norm, add_rms_norm, argmax, embed, gated, gather_rows, layer_norm, mul, rms_norm,
-    rms_norm_heads, rope, rope_to, scale, softcap, softmax,
+    Activation, Binary, Cpu, LayerNorm, RmsNorm, Rope, RopeStyle, Rows, RowsMut, WeightRef, ZipOperand, ZipRuns,
+    activate, activate_to, add, add_assign, add_layer_norm, add_rms_norm, argmax, embed, gated, gather_rows,
+    layer_norm, layer_norm_parts, mul, rms_norm, rms_norm_parts, rope, rope_to, scale, softcap, softmax, softmax_to,
+    zip,
 };
 
 use super::{Case, Expected, Random, relative};
@@ -232,19 +233,75 @@ fn heads_and_rope(rows: usize, heads: usize, dim: usize, out: &mut Vec<Case>) {
     let mut random = Random(13);
     let x: std::rc::Rc<Vec<f32>> = random.vec(rows * cols).into();
     let weight: std::rc::Rc<Vec<f32>> = random.vec(dim).into();
-    let (d, e, w, u) = (x.clone(), x.clone(), weight.clone(), weight);
+    let (d, e, w, u) = (x.clone(), x.clone(), weight.clone(), weight.clone());
     out.push(case(
-        format!("rms_norm_heads/h{heads}"),
+        format!("rms_norm_parts/h{heads}"),
         (rows, cols),
         1e-6,
         2,
         move |cpu, y| {
-            y.copy_from_slice(&d);
             let norm = RmsNorm { weight: Some(&w), weight_offset: 0.0, eps: 1e-6 };
-            rms_norm_heads(cpu, RowsMut::dense(y, rows, cols), dim, &norm).unwrap();
+            rms_norm_parts(cpu, Rows::dense(&d, rows, cols), dim, &norm, RowsMut::dense(y, rows, cols)).unwrap();
         },
         move || about_one(wide(&e).chunks_exact(dim).flat_map(|x| rms(x, Some(&u), 0.0, f64::from(1e-6f32)))),
     ));
+    let (d, e, w, u) = (x.clone(), x.clone(), weight.clone(), weight.clone());
+    out.push(case(
+        format!("layer_norm_parts/h{heads}"),
+        (rows, cols),
+        2e-6,
+        2,
+        move |cpu, y| {
+            let norm = LayerNorm { weight: Some(&w), bias: None, eps: 1e-6 };
+            layer_norm_parts(cpu, Rows::dense(&d, rows, cols), dim, &norm, RowsMut::dense(y, rows, cols)).unwrap();
+        },
+        move || about_one(wide(&e).chunks_exact(dim).flat_map(|x| layer(x, Some(&u), None, f64::from(1e-6f32)))),
+    ));
+    let (d, e) = (x.clone(), x.clone());
+    out.push(case(
+        format!("softmax_parts/h{heads}"),
+        (rows, cols),
+        1e-6,
+        2,
+        move |cpu, y| softmax_to(cpu, Rows::dense(&d, rows, cols), dim, RowsMut::dense(y, rows, cols)).unwrap(),
+        move || {
+            let soft = |x: &[f64]| {
+                let sum: f64 = x.iter().map(|x| x.exp()).sum();
+                x.iter().map(|x| x.exp() / sum).collect::<Vec<_>>()
+            };
+            relative(wide(&e).chunks_exact(dim).flat_map(soft))
+        },
+    ));
+    // One operand for each head, one for each element of a head, the same for all rows or not.
+    for (op, exact) in [
+        (Binary::Add, (|a, b| a + b) as fn(f32, f32) -> f32),
+        (Binary::Sub, |a, b| a - b),
+        (Binary::Mul, |a, b| a * b),
+        (Binary::Div, |a, b| a / b),
+    ] {
+        for stretched in [[false, true], [true, false], [false, false]] {
+            let at = move |c: usize, stretched: bool| if stretched { c / dim } else { c };
+            let runs = ZipRuns::new((0..cols).map(|c| stretched.map(|s| at(c, s) as u32)));
+            let (d, e) = (x.clone(), x.clone());
+            out.push(case(
+                format!("zip/{op:?}/{stretched:?}/h{heads}").replace(' ', ""),
+                (rows, cols),
+                0.0,
+                3,
+                move |cpu, y| {
+                    let (a, b) = (ZipOperand { data: &d, stride: cols }, ZipOperand { data: &d, stride: 0 });
+                    zip(cpu, op, a, b, &runs, RowsMut::dense(y, rows, cols)).unwrap();
+                },
+                move || {
+                    let value = |i: usize| {
+                        let (r, c) = (i / cols, i % cols);
+                        exact(e[r * cols + at(c, stretched[0])], e[at(c, stretched[1])])
+                    };
+                    relative((0..rows * cols).map(|i| f64::from(value(i))))
+                },
+            ));
+        }
+    }
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         for rotary_dims in [dim / 2 * 2, dim / 4 * 2, 0] {
             let half = rotary_dims / 2;

@@ -4,6 +4,7 @@ Imports serve our own files, the standard library as far as src/whitelist.rs kee
 host_modules.py says, and the model's own files. Nothing else exists.
 """
 
+import builtins
 import sys
 
 import _host
@@ -45,6 +46,17 @@ class _Log:
 
 
 sys.stdout = sys.stderr = _Log()
+# Where the host's program is, is nobody's business; how deep calls may nest is decided outside.
+sys.argv, sys.orig_argv, sys.executable = [], [], ""
+sys.prefix = sys.exec_prefix = sys.base_prefix = sys.base_exec_prefix = ""
+sys.setrecursionlimit = lambda limit: None
+
+
+def _no_files(file, *args, **kwargs):
+    raise PermissionError(f"open({file!r}): modelling code has no access to files")
+
+
+_io.open = _io.open_code = builtins.open = _no_files
 
 
 class _Loader:
@@ -195,3 +207,53 @@ def _ordered_dict():
 
 
 _ordered_dict()
+
+
+def _lazy_patterns():
+    """Compiling a regular expression takes a millisecond here, and transformers compiles hundreds for the names of every
+    model's tensors, of which one model uses a few. So `re.compile` compiles at first use."""
+    import re
+
+    compile_now = re._compile
+
+    class LazyPattern:
+        __slots__ = ("_source", "_made")
+
+        def __init__(self, pattern, flags):
+            self._source = pattern, flags
+            self._made = None
+
+        def _get(self):
+            if self._made is None:
+                self._made = compile_now(*self._source)
+            return self._made
+
+        def __getattr__(self, name):
+            return getattr(self._get(), name)
+
+        def __eq__(self, other):
+            return isinstance(other, LazyPattern) and self._source == other._source
+
+        def __hash__(self):
+            return hash(self._source)
+
+        def __repr__(self):
+            return f"re.compile({self._source[0]!r})"
+
+        def __copy__(self):
+            return self
+
+        def __deepcopy__(self, memo):
+            return self
+
+    def compile(pattern, flags=0):
+        return LazyPattern(pattern, flags) if isinstance(pattern, str) else compile_now(pattern, flags)
+
+    def compile_given(pattern, flags):
+        return pattern._get() if type(pattern) is LazyPattern else compile_now(pattern, flags)
+
+    re.compile = compile
+    re._compile = compile_given
+
+
+_lazy_patterns()

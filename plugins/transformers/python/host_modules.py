@@ -5,11 +5,12 @@ A file of ours at `python/transformers/...` always wins. For the rest the first 
 name is a class without contents: it can be imported and named, and does nothing.
 """
 
-import fnmatch
-
 TABLE = [
     # pattern, source, reason
-    ("transformers.models.auto.*", "stub", "maps names to classes by importing all of them; the driver finds the class itself"),
+    ("transformers.models.auto.auto_mappings", "package", "tables of names"),
+    ("transformers.models.auto.configuration_auto", "package", "tables of names"),
+    ("transformers.models.auto.modeling_auto", "package", "tables of names"),
+    ("transformers.models.auto.*", "stub", "tokenizers and processors by name"),
     ("transformers.models.*.tokenization_*", "stub", "the host tokenises"),
     ("transformers.models.*.processing_*", "stub", "text only"),
     ("transformers.models.*.image_processing_*", "stub", "text only"),
@@ -25,19 +26,29 @@ TABLE = [
     ("transformers.modeling_outputs", "package", "plain classes"),
     ("transformers.utils.output_capturing", "package", "decorators of forward methods"),
     ("transformers.utils.generic", "package", "decorators and ModelOutput"),
-    ("transformers.utils.type_validators", "package", "used by configurations"),
+    ("transformers.backbone_utils", "package", "used by configurations"),
+    ("transformers.conversion_mapping", "package", "names of checkpoints' tensors"),
+    ("transformers.core_model_loading", "package", "names of checkpoints' tensors"),
     ("transformers.integrations.moe", "package", "the interface of experts"),
     ("transformers.integrations.heterogeneity", "package", "used by configurations"),
     ("transformers.integrations.heterogeneity.configuration_utils", "package", "used by configurations"),
 ]
 
 
+_PATTERNS = [(pattern.split("."), where) for pattern, where, _reason in TABLE]
+
+
 def source(name):
-    """Where a module of transformers comes from."""
-    for pattern, where, _reason in TABLE:
-        if fnmatch.fnmatchcase(name, pattern) and (name.count(".") == pattern.count(".")):
+    """Where a module of transformers comes from. A `*` in the table ends a part of a name."""
+    parts = name.split(".")
+    for pattern, where in _PATTERNS:
+        if len(parts) == len(pattern) and all(map(_matches, parts, pattern)):
             return where
     return "stub"
+
+
+def _matches(part, pattern):
+    return part == pattern or (pattern[-1] == "*" and part.startswith(pattern[:-1]))
 
 
 def prepare(module, kind):

@@ -7,7 +7,7 @@ use rustpython_vm::builtins::PyBaseExceptionRef;
 use rustpython_vm::{AsObject, VirtualMachine};
 
 /// Longest message, in characters.
-const MAX_MESSAGE: usize = 4000;
+const MAX_MESSAGE: usize = 900;
 /// Most frames in a traceback.
 const MAX_FRAMES: usize = 24;
 

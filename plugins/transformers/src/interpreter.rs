@@ -9,16 +9,18 @@ use std::rc::Rc;
 
 use plugin_api::{BuildRequest, Model};
 use rustpython_vm::builtins::PyModule;
+use rustpython_vm::gc_state::gc_state;
 use rustpython_vm::{Interpreter, PyRef, PyResult, Settings, VirtualMachine};
 
+use crate::bytecode::Cache;
 use crate::errors::{self, Failure};
 use crate::files::{Files, Kind};
 use crate::{native_graph, native_host, whitelist};
 
 /// Stack that the interpreter's thread should have; the worker process gives it that.
-pub const STACK: usize = 64 << 20;
+pub const STACK: usize = 256 << 20;
 /// Deepest nesting of Python calls: more than any model needs, and less than fills the stack.
-const MAX_DEPTH: usize = 600;
+const MAX_DEPTH: usize = 1000;
 /// Every process gives sets of strings the same order.
 const HASH_SEED: u32 = 0;
 
@@ -36,13 +38,20 @@ pub fn trace(request: &BuildRequest, options: &Options) -> Result<Model, Failure
     let failed = |message: String| Failure { message, frames: Vec::new() };
     let json = Rc::new(serde_json::to_value(request).map_err(|e| failed(e.to_string()))?);
     let files = Rc::new(Files::new(&request.sources, options.python.clone()));
+    let cache = match &request.sources.model_code {
+        None => request.sources.cache.clone(),
+        Some(_) => None, // what a model's code writes must not be run for another model
+    };
     let recorder: native_graph::Shared = Rc::default();
     let interpreter = make();
     interpreter.enter(|vm| {
         let run = || -> PyResult<()> {
             vm.recursion_limit.set(MAX_DEPTH);
+            forbid_forged_code(vm);
+            // One model, then the process ends: looking for garbage would cost more than the garbage.
+            gc_state().disable();
             install(native_graph::module(&recorder, vm)?, "_graph", vm)?;
-            install(native_host::module(json.clone(), &files, vm)?, "_host", vm)?;
+            install(native_host::module(json.clone(), &files, Cache::new(cache), vm)?, "_host", vm)?;
             boot(&files, vm)?;
             match &options.script {
                 None => {
@@ -55,11 +64,14 @@ pub fn trace(request: &BuildRequest, options: &Options) -> Result<Model, Failure
         };
         run().map_err(|e| errors::read(&e, vm))
     })?;
-    if options.script.is_some() && recorder.borrow().is_empty() {
-        return Ok(Model { architecture: "script".to_owned(), context_length: 1, graphs: Default::default() });
-    }
     let recorder = RefCell::take(&recorder);
-    recorder.finish().map_err(failed)
+    match recorder.finish() {
+        // A script that tests our files need not trace a model.
+        Err(_) if options.script.is_some() => {
+            Ok(Model { architecture: "script".to_owned(), context_length: 1, graphs: Default::default() })
+        }
+        result => result.map_err(failed),
+    }
 }
 
 /// A fresh interpreter with nothing in it that could reach the system.
@@ -88,6 +100,15 @@ fn make() -> Interpreter {
         .build()
 }
 
+/// Takes away what makes code objects out of bytes: the interpreter trusts its compiler and does not check them.
+fn forbid_forged_code(vm: &VirtualMachine) {
+    let code = vm.ctx.types.code_type;
+    code.slots.new.store(None);
+    let names = ["replace", "__replace__", "__new__"].map(|name| vm.ctx.intern_str(name));
+    code.attributes.write().retain(|name, _| !names.contains(name));
+    code.modified();
+}
+
 type PyRcMut<T> = rustpython_vm::common::rc::PyRc<T>;
 
 fn install(module: PyRef<PyModule>, name: &str, vm: &VirtualMachine) -> PyResult<()> {
@@ -108,7 +129,7 @@ fn run_script(script: &std::path::Path, vm: &VirtualMachine) -> PyResult<()> {
 }
 
 fn execute(source: &str, shown: String, name: &str, vm: &VirtualMachine) -> PyResult<()> {
-    let code = native_host::compile(source, shown, vm)?;
+    let code = vm.ctx.new_code(native_host::compile(source, &shown, vm)?);
     let scope = vm.new_scope_with_builtins();
     scope.globals.set_item("__name__", vm.ctx.new_str(name).into(), vm)?;
     vm.run_code_obj(code, scope).map(drop)

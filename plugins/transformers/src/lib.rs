@@ -5,6 +5,7 @@
 //! it computes is recorded ([`recorder`]), not computed. It reads the files that the request names, writes at most the
 //! cache of compiled Python, and never runs a model whose code the user did not trust.
 
+mod bytecode;
 mod errors;
 mod files;
 mod interpreter;

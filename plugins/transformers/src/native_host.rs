@@ -7,6 +7,7 @@ use std::time::Instant;
 use rustpython_vm::builtins::{PyCode, PyModule, PyStrRef};
 use rustpython_vm::{PyRef, PyResult, VirtualMachine, compiler};
 
+use crate::bytecode::Cache;
 use crate::files::{Files, Kind};
 use crate::native_graph::from_json;
 
@@ -17,6 +18,7 @@ const MAX_LOG: usize = 64 << 10;
 pub(crate) fn module(
     request: Rc<serde_json::Value>,
     files: &Rc<Files>,
+    cache: Cache,
     vm: &VirtualMachine,
 ) -> PyResult<PyRef<PyModule>> {
     let dict = vm.ctx.new_dict();
@@ -49,7 +51,7 @@ pub(crate) fn module(
     let f = files.clone();
     let code = vm.new_function("code", move |kind: PyStrRef, path: PyStrRef, vm: &VirtualMachine| {
         let (kind, path) = names(&kind, &path, vm)?;
-        code(&f, kind, path, vm)
+        code(&f, &cache, kind, path, vm)
     });
     dict.set_item("code", code.into(), vm)?;
 
@@ -71,17 +73,21 @@ fn names<'a>(kind: &'a PyStrRef, path: &'a PyStrRef, vm: &VirtualMachine) -> PyR
 }
 
 /// The compiled form of a file; `None` if there is none.
-fn code(files: &Files, kind: Kind, path: &str, vm: &VirtualMachine) -> PyResult<Option<PyRef<PyCode>>> {
+fn code(files: &Files, cache: &Cache, kind: Kind, path: &str, vm: &VirtualMachine) -> PyResult<Option<PyRef<PyCode>>> {
     let Some(source) = files.read(kind, path).map_err(|m| vm.new_value_error(m))? else { return Ok(None) };
-    compile(&source, kind.display(path), vm).map(Some)
+    let shown = kind.display(path);
+    if let Some(code) = cache.get(&source, &shown, vm) {
+        return Ok(Some(code));
+    }
+    let code = compile(&source, &shown, vm)?;
+    cache.put(&source, &shown, &code);
+    Ok(Some(vm.ctx.new_code(code)))
 }
 
 /// Compiles a module. Warnings about the source are its author's business and are not printed.
-pub(crate) fn compile(source: &str, shown: String, vm: &VirtualMachine) -> PyResult<PyRef<PyCode>> {
+pub(crate) fn compile(source: &str, shown: &str, vm: &VirtualMachine) -> PyResult<compiler::CodeObject> {
     let options = compiler::CompileOpts { optimize: 0, debug_ranges: false };
-    let code = compiler::compile(source, compiler::Mode::Exec, &shown, options)
-        .map_err(|e| vm.new_syntax_error(&e, Some(source)))?;
-    Ok(vm.ctx.new_code(code))
+    compiler::compile(source, compiler::Mode::Exec, shown, options).map_err(|e| vm.new_syntax_error(&e, Some(source)))
 }
 
 /// Where `print` goes: the worker's stderr, which the host shows as log lines.

@@ -38,11 +38,6 @@ impl Recorder {
         self.model = None;
     }
 
-    /// Whether nothing was recorded.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.traces.is_empty()
-    }
-
     /// What the model calls itself, and the longest sequence that it is made for.
     pub(crate) fn set_model(&mut self, architecture: String, context_length: u64) {
         self.model = Some((architecture, context_length));
@@ -53,7 +48,10 @@ impl Recorder {
         let op = match self.known.get(text) {
             Some(op) => op.clone(),
             None => {
-                let op: Op = ron::from_str(text).map_err(|e| format!("op `{}`: {}", clip(text), e.code))?;
+                // An op whose attributes all have defaults may be written without parentheses.
+                let op: Op = ron::from_str(text)
+                    .or_else(|e| if text.contains('(') { Err(e) } else { ron::from_str(&format!("{text}()")) })
+                    .map_err(|e| format!("op `{}`: {}", clip(text), e.code))?;
                 if self.known.len() < MAX_KNOWN && text.len() < 256 {
                     self.known.insert(text.to_owned(), op.clone());
                 }
@@ -239,10 +237,23 @@ mod tests {
         let mut r = Recorder::default();
         assert!(r.push("add", vec![], "").unwrap_err().contains("begin"));
         r.begin(3);
+        assert!(r.push("causal_mask", vec![], "").is_ok());
         assert!(r.push("nonsense(", vec![], "").unwrap_err().contains("nonsense"));
         assert!(r.push("neg", vec![Value(7)], "").unwrap_err().contains("%7"));
         let x = r.push("iota(len:\"T\")", vec![], "").unwrap();
         assert!(r.push("not", vec![x], "m.py:9").unwrap_err().contains("m.py:9"));
+    }
+
+    #[test]
+    fn a_graph_without_end_is_stopped() {
+        let mut r = Recorder::default();
+        r.begin(3);
+        let x = r.push("iota(len:1)", vec![], "").unwrap();
+        let graph = r.current().unwrap();
+        let node = graph.node(x).clone();
+        graph.nodes.resize(spec::MAX_NODES - 1, node);
+        assert!(r.push("neg", vec![x], "").is_ok());
+        assert_eq!(r.push("neg", vec![x], "").unwrap_err(), "the graph has more than 1000000 nodes");
     }
 
     #[test]

@@ -63,7 +63,6 @@ pub(crate) const FROZEN: &[&str] = &[
     "_colorize",
     "_compat_pickle",
     "_frozen_importlib",
-    "_frozen_importlib_external",
     "_markupbase",
     "_opcode_metadata",
     "_py_abc",

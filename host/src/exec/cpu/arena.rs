@@ -90,6 +90,14 @@ impl Arena {
         }
     }
 
+    /// The integers of a view without gaps.
+    pub(super) fn i64_all(&self, view: &View) -> Result<&[i64], ExecError> {
+        match &self.buffers[view.buffer] {
+            Data::I64(data) if view.is_whole() => Ok(&data[..self.rows(view) * view.cols]),
+            _ => Err(wrong_type(view)),
+        }
+    }
+
     /// Like [`Arena::i64`], to write the step's inputs.
     pub(super) fn i64_mut(&mut self, view: &View) -> Result<&mut [i64], ExecError> {
         let rows = self.rows(view);

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use kernels::cpu::{self, Binary, Cpu, ZipOperand, ZipRuns};
 use plugin_api::{DType, Op};
 
 use super::arena::{Arena, Data};
@@ -16,6 +17,8 @@ use crate::exec::reference::elementwise as f;
 pub(super) struct Kernel {
     function: Function,
     columns: Vec<Columns>,
+    /// Arithmetic on floats has a kernel of its own.
+    zip: Option<(Binary, ZipRuns)>,
 }
 
 enum Function {
@@ -29,6 +32,8 @@ enum Function {
     SelectInt,
     IntToFloat,
     FloatToInt,
+    BoolToFloat,
+    BoolToInt,
     Not,
     And,
     Or,
@@ -51,6 +56,8 @@ fn function(op: &Op, input: Elem, output: Elem) -> Option<Function> {
         (Op::Select, _, Elem::I64) => Function::SelectInt,
         (Op::Cast { dtype }, Elem::I64, Elem::F32) if dtype.is_float() => Function::IntToFloat,
         (Op::Cast { dtype: DType::I64 }, Elem::F32, Elem::I64) => Function::FloatToInt,
+        (Op::Cast { dtype }, Elem::Bool, Elem::F32) if dtype.is_float() => Function::BoolToFloat,
+        (Op::Cast { dtype: DType::I64 }, Elem::Bool, Elem::I64) => Function::BoolToInt,
         (Op::Not, ..) => Function::Not,
         (Op::And, ..) => Function::And,
         (Op::Or, ..) => Function::Or,
@@ -85,18 +92,39 @@ impl Kernel {
             Operand::Static(id, _) => statics[*id].elem(),
         };
         let function = function(op, input, out.elem).ok_or_else(unknown)?;
-        let columns = inputs.iter().map(|o| maps.columns(o, dims)).collect::<Result<_, _>>()?;
-        Ok(Kernel { function, columns })
+        let columns: Vec<Columns> = inputs.iter().map(|o| maps.columns(o, dims)).collect::<Result<_, _>>()?;
+        let binary = match (op, out.elem) {
+            (Op::Add, Elem::F32) => Some(Binary::Add),
+            (Op::Sub, Elem::F32) => Some(Binary::Sub),
+            (Op::Mul, Elem::F32) => Some(Binary::Mul),
+            (Op::Div, Elem::F32) => Some(Binary::Div),
+            _ => None,
+        };
+        let zip = binary.map(|op| {
+            let at = |k: usize, c: usize| match &columns[k] {
+                Columns::Same => c as u32,
+                Columns::Broadcast(map) => map[c],
+            };
+            (op, ZipRuns::new((0..out.cols).map(|c| [at(0, c), at(1, c)])))
+        });
+        Ok(Kernel { function, columns, zip })
     }
 
     /// Computes all rows of `out`.
     pub(super) fn run(
         &self,
+        cpu: &Cpu,
         inputs: &[Operand],
         out: &View,
         arena: &mut Arena,
         statics: &[StaticData],
     ) -> Result<(), ExecError> {
+        if let Some((op, runs)) = &self.zip {
+            return arena.with_f32(out, |arena, out| {
+                let operand = |k: usize| zip_operand(&inputs[k], arena, statics);
+                Ok(cpu::zip(cpu, *op, operand(0)?, operand(1)?, runs, out)?)
+            });
+        }
         arena.with_out(out, |arena, data| {
             let rows = arena.rows(out);
             let read = Read { inputs, columns: &self.columns, arena, statics };
@@ -123,6 +151,7 @@ impl Kernel {
                             let which = if read.bool(0, r, c).ok_or_else(mismatch)? { 1 } else { 2 };
                             read.f32(which, r, c).ok_or_else(mismatch)?
                         }
+                        Function::BoolToFloat => f32::from(u8::from(read.bool(0, r, c).ok_or_else(mismatch)?)),
                         Function::IntToFloat => read.i64(0, r, c).ok_or_else(mismatch)? as f32,
                         _ => return Err(mismatch()),
                     };
@@ -140,6 +169,7 @@ impl Kernel {
                             let which = if read.bool(0, r, c).ok_or_else(mismatch)? { 1 } else { 2 };
                             read.i64(which, r, c).ok_or_else(mismatch)?
                         }
+                        Function::BoolToInt => read.bool(0, r, c).ok_or_else(mismatch)?.into(),
                         Function::FloatToInt => read.f32(0, r, c).ok_or_else(mismatch)? as i64,
                         _ => return Err(mismatch()),
                     };
@@ -166,6 +196,17 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+}
+
+/// The floats of an operand, from its first row on.
+fn zip_operand<'a>(o: &Operand, arena: &'a Arena, statics: &'a [StaticData]) -> Result<ZipOperand<'a>, ExecError> {
+    match o {
+        Operand::View(v, _) => {
+            let rows = arena.f32(v)?;
+            Ok(ZipOperand { data: rows.data, stride: rows.stride })
+        }
+        Operand::Static(id, _) => Ok(ZipOperand { data: statics[*id].values()?, stride: 0 }),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::graph::rows::{per_token, rowwise};
 pub(super) struct Facts {
     /// Does not depend on the step.
     pub(super) is_static: Vec<bool>,
-    /// The node in whose call this linear is computed, as its epilogue or activation.
+    /// The node in whose call this linear or convolution is computed, as its epilogue or activation.
     pub(super) fused_into: Vec<Option<usize>>,
     /// Values that are the same memory: the first of them.
     pub(super) class: Vec<usize>,
@@ -41,9 +41,12 @@ impl Facts {
                 Op::Activation { .. } => &[node.inputs[0]],
                 _ => &[],
             };
+            let activates = matches!(node.op, Op::Activation { .. });
             let fusable = |v: &&Value| {
                 let j = v.index();
-                graph.nodes[j].op == Op::Linear && !is_static[j] && readers[j] == [i] && node.ty.shape.rank() == 2
+                let before = &graph.nodes[j].op;
+                let takes = *before == Op::Linear || (activates && matches!(before, Op::CausalConv1d { .. }));
+                takes && !is_static[j] && readers[j] == [i] && node.ty.shape.rank() == 2
             };
             let both_dynamic = node.inputs.iter().all(|v| !is_static[v.index()]);
             if let Some(v) = candidates.iter().find(fusable).filter(|_| both_dynamic) {
@@ -80,7 +83,9 @@ impl Facts {
             let selected = dims.first() == Some(&Dim::R());
             let shaped = (selected || per_token(&node.ty)) && dims[1..].iter().all(|d| d.as_const().is_some());
             let by_row = match &node.op {
-                Op::Input { .. } | Op::ContextLength { .. } | Op::SelectOutputs | Op::Attention { .. } => true,
+                Op::Input { .. } | Op::ContextLength { .. } | Op::SelectOutputs => true,
+                // Kept as they are only where a kernel keeps their state.
+                Op::Attention { .. } | Op::CausalConv1d { .. } | Op::LinearAttention { .. } => true,
                 _ if selected => rowwise_selected(graph, node),
                 _ => rowwise(graph, node),
             };
@@ -119,6 +124,16 @@ fn rowwise_selected(graph: &Graph, node: &Node) -> bool {
     }
     copy.ty = rows_as_tokens(&node.ty);
     rowwise(&local, &copy)
+}
+
+/// Sizes of the dimensions beside the rows.
+pub(super) fn row_dims(ty: &Type) -> Vec<usize> {
+    ty.shape.0[1..].iter().map(constant).collect()
+}
+
+pub(super) fn constant(d: &Dim) -> usize {
+    // `check_rows` admits constants only.
+    d.as_const().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
 }
 
 /// Whether the value is its first input's memory, looked at differently.

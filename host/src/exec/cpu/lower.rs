@@ -11,11 +11,13 @@
 
 use std::collections::HashMap;
 
-use kernels::cpu::{Activation as KernelActivation, RopeStyle, WeightDtype};
+use kernels::cpu::{
+    Activation as KernelActivation, CausalConv, LinearAttention, MAX_CONV_WIDTH, RopeStyle, WeightDtype,
+};
 use plugin_api::{Activation, DType, Dim, Graph, InputKind, Node, Op, SpecError, Type, Value, define};
 
 use super::expressions::expressions;
-use super::facts::{Facts, is_view, static_nodes};
+use super::facts::{Facts, constant, is_view, row_dims, static_nodes};
 use super::memory::{self, buffer_for};
 use super::plan::*;
 
@@ -65,6 +67,8 @@ pub fn lower(graph: &Graph, dtype_of: &dyn Fn(&Graph, Value) -> WeightDtype) -> 
         static_ids: HashMap::new(),
         calls: vec![],
         states: vec![],
+        shared: HashMap::new(),
+        slots: vec![],
         inputs: Inputs::default(),
     };
     for i in 0..graph.nodes.len() {
@@ -103,22 +107,30 @@ fn has_kernel(graph: &Graph, node: &Node, is_static: &[bool]) -> bool {
     match &node.op {
         Op::Linear => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
         Op::Embedding => !fixed(0) && rank(0) == 1 && fixed(1) && filled(&node.ty),
-        Op::RmsNorm { .. } => !fixed(0) && rank(0) == 2 && node.inputs.len() == 2 && fixed(1),
-        Op::LayerNorm { .. } => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
+            !fixed(0) && rank(0) >= 2 && filled(&node.ty) && fixed(1) && fixed(2)
+        }
+        Op::Softmax => !fixed(0) && rank(0) >= 2 && filled(&node.ty),
         Op::Rope { .. } => node.inputs.iter().all(|v| !is_static[v.index()]),
-        Op::Attention { chunk: None, masked: false, .. } => (0..3).all(|k| !fixed(k)) && fixed(3) && fixed(4),
+        Op::GroupedLinear => !fixed(0) && !fixed(1) && fixed(2) && fixed(3) && filled(graph.ty(node.inputs[2])),
+        Op::CausalConv1d { .. } => {
+            let width = graph.ty(node.inputs[1]).shape.0[1].as_const();
+            !fixed(0) && fixed(1) && fixed(2) && width.is_some_and(|w| w <= MAX_CONV_WIDTH as i64)
+        }
+        Op::LinearAttention { .. } => (0..node.inputs.len()).all(|k| !fixed(k)),
+        Op::Attention { masked: false, .. } => (0..3).all(|k| !fixed(k)) && fixed(3) && fixed(4),
         Op::Activation { .. } => true,
         Op::Gated { .. } => !fixed(0) && !fixed(1),
         _ => false,
     }
 }
 
-struct Lowering<'a> {
-    graph: &'a Graph,
+pub(super) struct Lowering<'a> {
+    pub(super) graph: &'a Graph,
     facts: Facts,
     /// By node, for statics.
     expressions: Vec<String>,
-    dtype_of: &'a dyn Fn(&Graph, Value) -> WeightDtype,
+    pub(super) dtype_of: &'a dyn Fn(&Graph, Value) -> WeightDtype,
     /// Where values are, once computed. Buffers are numbered one a value until `finish`.
     places: Vec<Option<View>>,
     values: Vec<Buffer>,
@@ -128,6 +140,9 @@ struct Lowering<'a> {
     static_ids: HashMap<(String, StaticForm), StaticId>,
     calls: Vec<Call>,
     states: Vec<plugin_api::KvState>,
+    /// States by the keys and values that are written to them.
+    shared: HashMap<(Value, Value), usize>,
+    slots: Vec<usize>,
     inputs: Inputs,
 }
 
@@ -145,6 +160,10 @@ impl Lowering<'_> {
                 self.call(i, |out| Call::Embed { table, ids, out })
             }
             Op::Linear => return self.linear_group(node.inputs[0]),
+            Op::Activation { kind } if self.fused_conv(node).is_some() => {
+                let conv = self.fused_conv(node).expect("just seen");
+                self.conv(conv.index(), i, Some(*kind))
+            }
             Op::Add | Op::Activation { .. } if self.fused_linear(node).is_some() => self.linear_with_epilogue(i),
             Op::Add if self.same_views(node) => {
                 let (a, b) = (self.at(node.inputs[0]), self.at(node.inputs[1]));
@@ -153,6 +172,9 @@ impl Lowering<'_> {
             Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(i),
             Op::Rope { interleaved } => self.rope(i, *interleaved),
             Op::Attention { .. } => self.attention(i),
+            Op::GroupedLinear => self.grouped_linear(i),
+            Op::CausalConv1d { .. } => self.conv(i, i, None),
+            Op::LinearAttention { .. } => self.linear_attention(i),
             Op::Activation { kind } => {
                 let (x, kind) = (self.at(node.inputs[0]), kernel_activation(*kind));
                 self.call(i, |out| Call::Activate { kind, x, out })
@@ -162,7 +184,20 @@ impl Lowering<'_> {
                 let kind = kernel_activation(*kind);
                 self.call(i, |out| Call::Gated { kind, gate, up, out })
             }
-            Op::SelectOutputs if self.at(node.inputs[0]).elem == Elem::F32 => {
+            Op::Exp | Op::Sigmoid | Op::Tanh => {
+                let kind = match node.op {
+                    Op::Exp => KernelActivation::Exp,
+                    Op::Sigmoid => KernelActivation::Sigmoid,
+                    _ => KernelActivation::Tanh,
+                };
+                let x = self.at(node.inputs[0]);
+                self.call(i, |out| Call::Activate { kind, x, out })
+            }
+            Op::Softmax => {
+                let (x, width) = (self.at(node.inputs[0]), *row_dims(&node.ty).last().unwrap_or(&1));
+                self.call(i, |out| Call::Softmax { width, x, out })
+            }
+            Op::SelectOutputs => {
                 let x = self.at(node.inputs[0]);
                 self.call(i, |out| Call::SelectRows { x, out })
             }
@@ -177,7 +212,7 @@ impl Lowering<'_> {
     }
 
     /// Where a value is, its rows one after the other: kernels that take no stride get a copy of a view.
-    fn dense(&mut self, v: Value) -> View {
+    pub(super) fn dense(&mut self, v: Value) -> View {
         let x = self.at(v);
         if x.is_whole() {
             return x;
@@ -192,7 +227,7 @@ impl Lowering<'_> {
     }
 
     /// A new value of this node's type, and the call that writes it.
-    fn call(&mut self, i: usize, make: impl FnOnce(View) -> Call) -> View {
+    pub(super) fn call(&mut self, i: usize, make: impl FnOnce(View) -> Call) -> View {
         let out = self.new_value(&self.graph.nodes[i].ty);
         self.calls.push(make(out));
         out
@@ -208,7 +243,7 @@ impl Lowering<'_> {
         View { buffer: self.values.len() - 1, elem, rows, cols, offset: 0, stride: cols }
     }
 
-    fn statics(&mut self, value: Value, form: StaticForm) -> StaticId {
+    pub(super) fn statics(&mut self, value: Value, form: StaticForm) -> StaticId {
         let text = self.expressions[value.index()].clone();
         *self.static_ids.entry((text.clone(), form)).or_insert_with(|| {
             self.statics.push(Static { value, form, text });
@@ -244,6 +279,46 @@ impl Lowering<'_> {
         let here =
             |v: &&Value| self.facts.fused_into[v.index()].is_some_and(|i| std::ptr::eq(&self.graph.nodes[i], node));
         node.inputs.iter().find(here).copied()
+    }
+
+    /// The convolution that is computed in the call of this activation.
+    fn fused_conv(&self, node: &Node) -> Option<Value> {
+        let conv = |v: &Value| matches!(self.graph.node(*v).op, Op::CausalConv1d { .. });
+        self.fused_linear(node).filter(conv)
+    }
+
+    /// The convolution of node `conv`, activated by node `out` if that is another.
+    fn conv(&mut self, conv: usize, out: usize, activation: Option<Activation>) -> View {
+        let node = &self.graph.nodes[conv];
+        let (x, sizes) = (self.at(node.inputs[0]), self.graph.ty(node.inputs[1]).shape.as_consts().unwrap_or_default());
+        let conv = Conv {
+            weight: self.statics(node.inputs[1], StaticForm::Values),
+            bias: node.inputs.get(2).map(|&b| self.statics(b, StaticForm::Values)),
+            width: sizes[1],
+            activation: activation.map(kernel_activation),
+        };
+        self.slots.push(CausalConv::state_elements(conv.width, x.cols));
+        let state = self.slots.len() - 1;
+        self.call(out, |out| Call::CausalConv { state, x, conv, out })
+    }
+
+    fn linear_attention(&mut self, i: usize) -> View {
+        let node = &self.graph.nodes[i];
+        let at = |k: usize| node.inputs.get(k).map(|&v| self.at(v));
+        let views = [0, 1, 2, 3].map(|k| at(k).expect("there are four inputs"));
+        let ([q, k, v, decay], beta) = (views, at(4));
+        let dims = |k: usize| row_dims(self.graph.ty(node.inputs[k]));
+        let (key, value) = (dims(0), dims(2));
+        let shape = LinearAttention {
+            key_heads: key[0],
+            heads: value[0],
+            key_dim: key[1],
+            value_dim: value[1],
+            per_channel: dims(3).len() == 2,
+        };
+        self.slots.push(shape.state_elements());
+        let state = self.slots.len() - 1;
+        self.call(i, |out| Call::LinearAttention { state, q, k, v, decay, beta, shape, out })
     }
 
     fn segment(&mut self, linear: &Node, column: usize, activation: Option<Activation>) -> Segment {
@@ -316,14 +391,12 @@ impl Lowering<'_> {
         let node = &self.graph.nodes[i];
         let mut fixed = |k: usize| node.inputs.get(k).map(|&v| self.statics(v, StaticForm::Values));
         let norm = match node.op {
-            Op::RmsNorm { eps, unit_offset } => {
-                Norm::Rms { weight: fixed(1).expect("rms_norm has a weight"), unit_offset, eps }
-            }
+            Op::RmsNorm { eps, unit_offset } => Norm::Rms { weight: fixed(1), unit_offset, eps },
             Op::LayerNorm { eps } => Norm::Layer { weight: fixed(1), bias: fixed(2), eps },
             _ => unreachable!("called for norms"),
         };
-        let x = self.at(node.inputs[0]);
-        self.call(i, |out| Call::Norm { norm, x, out })
+        let (x, width) = (self.at(node.inputs[0]), *row_dims(&node.ty).last().unwrap_or(&1));
+        self.call(i, |out| Call::Norm { norm, width, x, out })
     }
 
     fn rope(&mut self, i: usize, interleaved: bool) -> View {
@@ -340,19 +413,25 @@ impl Lowering<'_> {
 
     fn attention(&mut self, i: usize) -> View {
         let node = &self.graph.nodes[i];
-        let Op::Attention { state, scale, window, softcap, sinks, alibi, .. } = node.op else {
+        let Op::Attention { state: state_id, scale, window, chunk, softcap, sinks, alibi, .. } = node.op else {
             unreachable!("called for attention")
         };
         let (q, k, v) = (self.at(node.inputs[0]), self.at(node.inputs[1]), self.at(node.inputs[2]));
         let (key, value) = (row_dims(self.graph.ty(node.inputs[1])), row_dims(self.graph.ty(node.inputs[2])));
-        self.states.push(plugin_api::KvState {
-            id: state,
-            heads: key[0],
-            key_dim: key[1],
-            value_dim: value[1],
-            window,
-        });
-        let state = self.states.len() - 1;
+        // Layers that read the keys and values of another layer share its cache.
+        let written = self.shared.get(&(node.inputs[1], node.inputs[2])).copied();
+        let state = written.unwrap_or(self.states.len());
+        match written {
+            Some(state) => {
+                let kept = &mut self.states[state].window;
+                *kept = kept.zip(window).map(|(a, b)| a.max(b));
+            }
+            None => {
+                let (heads, key_dim, value_dim) = (key[0], key[1], value[1]);
+                self.states.push(plugin_api::KvState { id: state_id, heads, key_dim, value_dim, window });
+                self.shared.insert((node.inputs[1], node.inputs[2]), state);
+            }
+        }
         let mut extra = node.inputs[3..].iter();
         let mut fixed = |wanted: bool| {
             let v = if wanted { extra.next() } else { None };
@@ -362,11 +441,14 @@ impl Lowering<'_> {
             heads: row_dims(&node.ty)[0],
             scale,
             window: window.map(|w| w as usize),
+            chunk: chunk.map(|c| c as usize),
             softcap,
             sinks: fixed(sinks),
             alibi: fixed(alibi),
         };
-        self.calls.push(Call::WriteKv { state, k, v });
+        if written.is_none() {
+            self.calls.push(Call::WriteKv { state, k, v });
+        }
         self.call(i, |out| Call::Attention { state, q, attention, out })
     }
 
@@ -384,8 +466,10 @@ impl Lowering<'_> {
         let inputs: Vec<Operand> = node.inputs.iter().map(|v| operand(self, v)).collect();
         let (op, dims) = (node.op.clone(), row_dims(&node.ty));
         let native = super::elementwise::is_native(&op, elem(self.graph.ty(node.inputs[0]).dtype), elem(node.ty.dtype));
-        self.call(i, |out| {
-            if native { Call::Elementwise { op, inputs, out, dims } } else { Call::Reference { op, inputs, out, dims } }
+        self.call(i, |out| match native {
+            true => Call::Elementwise { op, inputs, out, dims },
+            false if super::rows::is_native(&op, &inputs, &out) => Call::Rows { op, inputs, out, dims },
+            false => Call::Reference { op, inputs, out, dims },
         })
     }
 
@@ -394,18 +478,16 @@ impl Lowering<'_> {
         let mut pinned: Vec<&mut View> = [token_ids, positions, context_length].into_iter().flatten().collect();
         pinned.push(&mut logits);
         let buffers = memory::assign(&mut self.calls, &self.values, &mut pinned);
-        Plan { buffers, statics: self.statics, states: self.states, calls: self.calls, inputs: self.inputs, logits }
+        Plan {
+            buffers,
+            statics: self.statics,
+            states: self.states,
+            slots: self.slots,
+            calls: self.calls,
+            inputs: self.inputs,
+            logits,
+        }
     }
-}
-
-/// Sizes of the dimensions beside the rows.
-fn row_dims(ty: &Type) -> Vec<usize> {
-    ty.shape.0[1..].iter().map(constant).collect()
-}
-
-fn constant(d: &Dim) -> usize {
-    // `check_rows` admits constants only.
-    d.as_const().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
 }
 
 fn elem(dtype: DType) -> Elem {

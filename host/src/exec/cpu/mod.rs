@@ -1,7 +1,7 @@
 //! The CPU executor: runs a [`Plan`] over the kernels of the `kernels` crate, with a paged KV cache.
 //!
 //! It decides nothing about requests and knows no architecture. `lower` plans, `memory` shares buffers,
-//! `statics` holds weights, this file executes. Called by the engine through [`Executor`], and by `llm`
+//! `statics` holds weights, `slots` the running states of sequences, this file and `stateful` execute. Called by the engine through [`Executor`], and by `llm`
 //! and `host inspect` to plan.
 //!
 //! Architecture invariant: a sequence's logits do not depend on what else is in the step, on how its
@@ -10,22 +10,28 @@
 
 mod arena;
 mod elementwise;
+mod experts;
 mod expressions;
 mod facts;
 mod lower;
 mod memory;
 mod plan;
+mod rows;
+mod slots;
+mod stateful;
 mod statics;
 
 use std::sync::Arc;
 
 use half::bf16;
 use kernels::cpu::{
-    self, Compute, Cpu, KernelError, KvCache, KvCacheMut, KvMut, KvRef, KvShape, Scratch, SeqSpan, WeightDtype,
+    self, Compute, Cpu, Groups, KernelError, KvCache, KvCacheMut, KvMut, KvRef, KvShape, Scratch, SeqSpan, StateSpan,
+    WeightDtype,
 };
 use plugin_api::{Graph, Value};
 
 use self::arena::{Arena, Data};
+use self::slots::Slots;
 use self::statics::StaticData;
 use super::{Dtype, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step};
 use crate::hub::Weights;
@@ -52,14 +58,16 @@ pub struct CpuOptions {
 /// Runs plans on the CPU.
 pub struct CpuExecutor {
     plan: Arc<Plan>,
-    /// Elementwise calls made ready, by index of the call.
-    elementwise: Vec<Option<elementwise::Kernel>>,
+    /// Primitives made ready, by index of the call.
+    prepared: Vec<Prepared>,
     statics: Vec<StaticData>,
     cpu: Cpu,
     scratch: Scratch,
     compute: Dtype,
     arena: Arena,
     cache: Vec<LayerCache>,
+    slots: Slots,
+    groups: Groups,
     kv_cache_dtype: Dtype,
     spec: ExecSpec,
     /// Rows of the step whose logits are wanted.
@@ -110,8 +118,7 @@ impl CpuExecutor {
         tracing::debug!(calls = plan.calls.len(), buffers = plan.buffers.len(), copied_bytes = copied, "planned");
         let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;
         let mut maps = elementwise::Maps::default();
-        let elementwise =
-            plan.calls.iter().map(|c| prepare_elementwise(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
+        let prepared = plan.calls.iter().map(|c| prepare(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
         let spec = ExecSpec {
             vocab_size: plan.logits.cols,
             kv_bytes_per_block: plan
@@ -120,15 +127,20 @@ impl CpuExecutor {
                 .map(|s| block_elements(s).saturating_mul(element_size(options.kv_cache_dtype)))
                 .fold(0, usize::saturating_add),
             window: window_of_all(&plan),
-            prefix_cache: PrefixCaching::Shared,
+            // What a running state has seen cannot be cut in two.
+            prefix_cache: if plan.slots.is_empty() { PrefixCaching::Shared } else { PrefixCaching::Unsupported },
+            state_bytes_per_seq: plan.slots.iter().fold(0usize, |sum, n| sum.saturating_add(n.saturating_mul(4))),
             by_length,
             max_tokens: options.max_tokens,
             max_seqs: options.max_seqs,
         };
-        let widest = plan.calls.iter().filter_map(|c| if let Call::Linear { x, .. } = c { Some(x.cols) } else { None });
+        let rows = options.max_tokens.max(max_rows);
+        let (scratch, groups) = stateful::room(&plan, rows);
         Ok(CpuExecutor {
-            elementwise,
-            scratch: Scratch::with_capacity(options.max_tokens.max(max_rows), widest.max().unwrap_or(0)),
+            prepared,
+            scratch,
+            groups,
+            slots: Slots::new(options.max_seqs),
             arena,
             compute: options.dtype,
             kv_cache_dtype: options.kv_cache_dtype,
@@ -180,7 +192,7 @@ impl CpuExecutor {
         fill(inputs.context_length, &|seq, _| seq.context_len as i64)
     }
 
-    fn run(&mut self, call: &Call, index: usize, spans: &[SeqSpan<'_>], step: &Step<'_>) -> Result<(), ExecError> {
+    fn run(&mut self, call: &Call, index: usize, spans: &Spans<'_>, step: &Step<'_>) -> Result<(), ExecError> {
         let cpu = &self.cpu;
         match call {
             Call::Embed { table, ids, out } => {
@@ -193,9 +205,12 @@ impl CpuExecutor {
                 let ids = &self.ids;
                 self.arena.with_f32(out, |_, out| Ok(cpu::embed(cpu, table, ids, out)?))
             }
-            Call::Norm { norm, x, out } => {
+            Call::Norm { norm, width, x, out } => {
                 let statics = &self.statics;
-                self.arena.with_f32(out, |arena, out| run_norm(cpu, norm, arena.f32(x)?, out, statics))
+                self.arena.with_f32(out, |arena, out| run_norm(cpu, norm, arena.f32(x)?, *width, out, statics))
+            }
+            Call::Softmax { width, x, out } => {
+                self.arena.with_f32(out, |arena, out| Ok(cpu::softmax_to(cpu, arena.f32(x)?, *width, out)?))
             }
             Call::Linear { .. } => self.linear(call),
             Call::Rope { x, head_dim, cos, sin, style, out } => self.arena.with_f32(out, |arena, rows| {
@@ -217,7 +232,7 @@ impl CpuExecutor {
             Call::WriteKv { state, k, v } => {
                 let layer = &mut self.cache[*state];
                 let cache = KvCacheMut { shape: layer.shape, k: layer.k.as_mut(), v: layer.v.as_mut() };
-                Ok(cpu::write_kv(cpu, self.arena.f32(k)?, self.arena.f32(v)?, spans, cache)?)
+                Ok(cpu::write_kv(cpu, self.arena.f32(k)?, self.arena.f32(v)?, spans.seqs, cache)?)
             }
             Call::Attention { state, q, attention, out } => {
                 let layer = &self.cache[*state];
@@ -227,13 +242,17 @@ impl CpuExecutor {
                     heads: attention.heads,
                     scale: attention.scale,
                     window: attention.window,
+                    chunk: attention.chunk,
                     softcap: attention.softcap,
                     sinks: optional(attention.sinks)?,
                     alibi_slopes: optional(attention.alibi)?,
                 };
-                self.arena
-                    .with_f32(out, |arena, out| Ok(cpu::attention(cpu, &params, arena.f32(q)?, cache, spans, out)?))
+                self.arena.with_f32(out, |arena, out| {
+                    Ok(cpu::attention(cpu, &params, arena.f32(q)?, cache, spans.seqs, out)?)
+                })
             }
+            Call::GroupedLinear { .. } => self.grouped_linear(call),
+            Call::CausalConv { .. } | Call::LinearAttention { .. } => self.recurrent(call, spans.states),
             Call::Activate { kind, x, out } => {
                 self.arena.with_f32(out, |arena, out| Ok(cpu::activate_to(cpu, *kind, arena.f32(x)?, out)?))
             }
@@ -244,13 +263,15 @@ impl CpuExecutor {
                 self.arena.with_f32(out, |arena, out| Ok(cpu::add(cpu, arena.f32(a)?, arena.f32(b)?, out)?))
             }
             Call::Copy { x, out } => copy(&mut self.arena, x, out),
+            Call::SelectRows { x, out } if x.elem != Elem::F32 => select_rows(&mut self.arena, &self.rows, x, out),
             Call::SelectRows { x, out } => {
                 let rows = &self.rows;
                 self.arena.with_f32(out, |arena, out| Ok(cpu::gather_rows(cpu, arena.f32(x)?, rows, out)?))
             }
-            Call::Elementwise { inputs, out, .. } => match &self.elementwise[index] {
-                Some(kernel) => kernel.run(inputs, out, &mut self.arena, &self.statics),
-                None => Err(ExecError::Failed("an elementwise call was not prepared".into())),
+            Call::Elementwise { inputs, out, .. } | Call::Rows { inputs, out, .. } => match &self.prepared[index] {
+                Prepared::Elementwise(kernel) => kernel.run(cpu, inputs, out, &mut self.arena, &self.statics),
+                Prepared::Rows(kernel) => kernel.run(inputs, out, &mut self.arena, &self.statics),
+                Prepared::None => Err(ExecError::Failed("a primitive was not prepared".into())),
             },
             Call::Reference { .. } => self.reference(call, step),
         }
@@ -278,11 +299,7 @@ impl CpuExecutor {
                 Epilogue::Accumulate => cpu::Epilogue::Accumulate,
                 Epilogue::Add(y) => cpu::Epilogue::Add(arena.f32(y)?),
             };
-            // Where the processor's bf16 products are no faster than f32's, these are taken: they are more exact.
-            let compute = match dtype {
-                Dtype::Bfloat16 => Compute::best_for(WeightDtype::Bf16),
-                Dtype::Float32 | Dtype::Float16 => Compute::F32,
-            };
+            let compute = products(dtype);
             Ok(cpu::linear(cpu, scratch, arena.f32(x)?, &segments, compute, epilogue, rows)?)
         })
     }
@@ -335,7 +352,7 @@ impl Executor for CpuExecutor {
             Ok(LayerCache { shape, k: allocate(shape.k_block())?, v: allocate(shape.v_block())? })
         };
         self.cache = self.plan.states.iter().map(layer).collect::<Result<_, _>>()?;
-        Ok(())
+        self.slots.allocate(&self.plan.slots)
     }
 
     fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError> {
@@ -354,6 +371,8 @@ impl Executor for CpuExecutor {
                 SeqSpan { first_row: first_row - rows, rows, first_position, blocks: seq.blocks }
             })
             .collect();
+        let states = self.slots.begin(step)?;
+        let spans = Spans { seqs: &spans, states: &states };
         let plan = Arc::clone(&self.plan);
         for (index, call) in plan.calls.iter().enumerate() {
             self.run(call, index, &spans, step)?;
@@ -368,6 +387,17 @@ impl Executor for CpuExecutor {
         }
         Ok(&self.logits)
     }
+
+    fn forget(&mut self, id: u64) {
+        self.slots.forget(id);
+    }
+}
+
+/// Where the sequences of a step are: in its rows, in the KV cache, and among the slots of running states.
+struct Spans<'a> {
+    seqs: &'a [SeqSpan<'a>],
+    /// None if the plan has no running state.
+    states: &'a [StateSpan],
 }
 
 impl CacheData {
@@ -383,6 +413,15 @@ impl CacheData {
             CacheData::F32(v) => KvMut::F32(v),
             CacheData::Bf16(v) => KvMut::Bf16(v),
         }
+    }
+}
+
+/// How matrix products are formed. Where the processor's bf16 products are no faster than f32's, these are taken: they
+/// are more exact.
+fn products(dtype: Dtype) -> Compute {
+    match dtype {
+        Dtype::Bfloat16 => Compute::best_for(WeightDtype::Bf16),
+        Dtype::Float32 | Dtype::Float16 => Compute::F32,
     }
 }
 
@@ -423,31 +462,45 @@ fn dense<'a>(rows: &cpu::Rows<'a>) -> &'a [f32] {
     &rows.data[..rows.rows * rows.cols]
 }
 
-fn prepare_elementwise(
-    call: &Call,
-    statics: &[StaticData],
-    maps: &mut elementwise::Maps,
-) -> Result<Option<elementwise::Kernel>, ExecError> {
+/// A primitive made ready before the first step.
+enum Prepared {
+    None,
+    Elementwise(elementwise::Kernel),
+    Rows(rows::Kernel),
+}
+
+fn prepare(call: &Call, statics: &[StaticData], maps: &mut elementwise::Maps) -> Result<Prepared, ExecError> {
     match call {
         Call::Elementwise { op, inputs, out, dims } => {
-            elementwise::Kernel::new(op, inputs, out, dims, statics, maps).map(Some)
+            elementwise::Kernel::new(op, inputs, out, dims, statics, maps).map(Prepared::Elementwise)
         }
-        _ => Ok(None),
+        Call::Rows { op, inputs, dims, .. } => rows::Kernel::new(op, inputs, dims).map(Prepared::Rows),
+        _ => Ok(Prepared::None),
     }
 }
 
 /// Gathers the rows of a view.
 fn copy(arena: &mut Arena, x: &View, out: &View) -> Result<(), ExecError> {
-    fn rows<E: Copy>(from: &[E], to: &mut [E], x: &View, rows: usize) {
-        for r in 0..rows {
-            to[r * x.cols..][..x.cols].copy_from_slice(&from[x.offset + r * x.stride..][..x.cols]);
+    let rows = arena.rows(x);
+    take_rows(arena, 0..rows, x, out)
+}
+
+/// Gathers some rows of a view.
+fn select_rows(arena: &mut Arena, rows: &[u32], x: &View, out: &View) -> Result<(), ExecError> {
+    take_rows(arena, rows.iter().map(|&r| r as usize), x, out)
+}
+
+fn take_rows(arena: &mut Arena, rows: impl Iterator<Item = usize>, x: &View, out: &View) -> Result<(), ExecError> {
+    fn take<E: Copy>(from: &[E], to: &mut [E], x: &View, rows: impl Iterator<Item = usize>) {
+        for (i, r) in rows.enumerate() {
+            to[i * x.cols..][..x.cols].copy_from_slice(&from[x.offset + r * x.stride..][..x.cols]);
         }
     }
     arena.with_out(out, |arena, to| {
         match (arena.data(x), to) {
-            (Data::F32(from), Data::F32(to)) => rows(from, to, x, arena.rows(x)),
-            (Data::I64(from), Data::I64(to)) => rows(from, to, x, arena.rows(x)),
-            (Data::Bool(from), Data::Bool(to)) => rows(from, to, x, arena.rows(x)),
+            (Data::F32(from), Data::F32(to)) => take(from, to, x, rows),
+            (Data::I64(from), Data::I64(to)) => take(from, to, x, rows),
+            (Data::Bool(from), Data::Bool(to)) => take(from, to, x, rows),
             _ => return Err(ExecError::Failed(format!("the plan copies {x} to {out}, which is of another type"))),
         }
         Ok(())
@@ -458,19 +511,20 @@ fn run_norm(
     cpu: &Cpu,
     norm: &Norm,
     x: cpu::Rows<'_>,
+    width: usize,
     out: cpu::RowsMut<'_>,
     statics: &[StaticData],
 ) -> Result<(), ExecError> {
+    let optional = |id: Option<usize>| id.map(|id| statics[id].values()).transpose();
     match *norm {
         Norm::Rms { weight, unit_offset, eps } => {
             let weight_offset = if unit_offset { 1.0 } else { 0.0 };
-            let norm = cpu::RmsNorm { weight: Some(statics[weight].values()?), weight_offset, eps };
-            Ok(cpu::rms_norm(cpu, x, &norm, out)?)
+            let norm = cpu::RmsNorm { weight: optional(weight)?, weight_offset, eps };
+            Ok(cpu::rms_norm_parts(cpu, x, width, &norm, out)?)
         }
         Norm::Layer { weight, bias, eps } => {
-            let optional = |id: Option<usize>| id.map(|id| statics[id].values()).transpose();
             let norm = cpu::LayerNorm { weight: optional(weight)?, bias: optional(bias)?, eps };
-            Ok(cpu::layer_norm(cpu, x, &norm, out)?)
+            Ok(cpu::layer_norm_parts(cpu, x, width, &norm, out)?)
         }
     }
 }

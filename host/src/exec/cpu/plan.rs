@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use kernels::cpu::{Activation, RopeStyle};
+use kernels::cpu::{Activation, LinearAttention, RopeStyle};
 use plugin_api::{KvState, Op, Value};
 
 /// Everything that is decided before the first step.
@@ -17,6 +17,8 @@ pub struct Plan {
     pub statics: Vec<Static>,
     /// Attention states, in the order of their calls.
     pub states: Vec<KvState>,
+    /// States of fixed size for each sequence, in the order of their calls: their elements.
+    pub slots: Vec<usize>,
     /// The kernel calls of one step, in order.
     pub calls: Vec<Call>,
     /// Where the step's inputs are put.
@@ -133,6 +135,28 @@ pub struct Segment {
     pub activation: Option<Activation>,
 }
 
+/// The weights of a [`Call::GroupedLinear`]: those of each expert are one or more matrices, their rows together its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// Rows of each of an expert's matrices.
+    pub widths: Vec<usize>,
+    /// The matrices, by expert.
+    pub parts: Vec<ExpertPart>,
+    /// `[experts, n]`.
+    pub bias: Option<StaticId>,
+}
+
+/// Some rows of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertPart {
+    /// The matrix.
+    pub weight: StaticId,
+    /// Its first row that is meant.
+    pub row: usize,
+}
+
 /// What a linear does with its result beside writing it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Epilogue {
@@ -149,8 +173,8 @@ pub enum Epilogue {
 pub enum Norm {
     /// Root mean square norm.
     Rms {
-        /// `[cols]`.
-        weight: StaticId,
+        /// `[width]`.
+        weight: Option<StaticId>,
         /// Scale by 1 + weight.
         unit_offset: bool,
         /// Added to the mean square.
@@ -182,8 +206,10 @@ pub enum Operand {
 pub enum Call {
     /// Rows of a table.
     Embed { table: StaticId, ids: View, out: View },
-    /// Norm of every row.
-    Norm { norm: Norm, x: View, out: View },
+    /// Norm of every `width` columns of every row.
+    Norm { norm: Norm, width: usize, x: View, out: View },
+    /// Softmax over every `width` columns of every row.
+    Softmax { width: usize, x: View, out: View },
     /// x W^T for one or more weights.
     Linear { x: View, segments: Vec<Segment>, epilogue: Epilogue, out: View },
     /// Rotates heads; in place when `out` is `x`.
@@ -192,6 +218,21 @@ pub enum Call {
     WriteKv { state: usize, k: View, v: View },
     /// Attention over the cache of a state.
     Attention { state: usize, q: View, attention: Attention, out: View },
+    /// x W^T with the weights that each choice names; x has a row for each token, or for each choice.
+    GroupedLinear { x: View, ids: View, per_choice: bool, experts: Experts, out: View },
+    /// Convolution along the sequence.
+    CausalConv { state: usize, x: View, conv: Conv, out: View },
+    /// Attention by a running state.
+    LinearAttention {
+        state: usize,
+        q: View,
+        k: View,
+        v: View,
+        decay: View,
+        beta: Option<View>,
+        shape: LinearAttention,
+        out: View,
+    },
     /// Activation function.
     Activate { kind: Activation, x: View, out: View },
     /// activation(gate) * up
@@ -204,8 +245,23 @@ pub enum Call {
     SelectRows { x: View, out: View },
     /// An elementwise primitive.
     Elementwise { op: Op, inputs: Vec<Operand>, out: View, dims: Vec<usize> },
+    /// A primitive along an axis beside the rows, or one that moves elements of a row.
+    Rows { op: Op, inputs: Vec<Operand>, out: View, dims: Vec<usize> },
     /// A primitive without a kernel, by the reference executor.
     Reference { op: Op, inputs: Vec<Operand>, out: View, dims: Vec<usize> },
+}
+
+/// Attributes of a convolution along the sequence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Conv {
+    /// `[channels, width]`.
+    pub weight: StaticId,
+    /// `[channels]`.
+    pub bias: Option<StaticId>,
+    /// Rows that an output sees.
+    pub width: usize,
+    /// Applied to the sum.
+    pub activation: Option<Activation>,
 }
 
 /// Attributes of an attention call.
@@ -217,6 +273,8 @@ pub struct Attention {
     pub scale: f32,
     /// Sliding window.
     pub window: Option<usize>,
+    /// Queries see their own chunk.
+    pub chunk: Option<usize>,
     /// Soft-cap of the scores.
     pub softcap: Option<f32>,
     /// `[heads]`.
@@ -245,15 +303,25 @@ impl Call {
         }
         match self {
             Call::Embed { ids, out, .. } => vec![ids, out],
-            Call::Norm { x, out, .. } | Call::Activate { x, out, .. } => vec![x, out],
+            Call::Norm { x, out, .. } | Call::Softmax { x, out, .. } | Call::Activate { x, out, .. } => vec![x, out],
             Call::SelectRows { x, out } | Call::Copy { x, out } => vec![x, out],
             Call::Linear { x, epilogue: Epilogue::Add(y), out, .. } => vec![x, y, out],
             Call::Linear { x, out, .. } => vec![x, out],
             Call::Rope { x, cos, sin, out, .. } => vec![x, cos, sin, out],
             Call::WriteKv { k, v, .. } => vec![k, v],
             Call::Attention { q, out, .. } => vec![q, out],
+            Call::GroupedLinear { x, ids, out, .. } => vec![x, ids, out],
+            Call::CausalConv { x, out, .. } => vec![x, out],
+            Call::LinearAttention { q, k, v, decay, beta, out, .. } => {
+                let mut views = vec![q, k, v, decay];
+                views.extend(beta);
+                views.push(out);
+                views
+            }
             Call::Gated { gate: a, up: b, out, .. } | Call::Add { a, b, out } => vec![a, b, out],
-            Call::Elementwise { inputs, out, .. } | Call::Reference { inputs, out, .. } => {
+            Call::Elementwise { inputs, out, .. }
+            | Call::Rows { inputs, out, .. }
+            | Call::Reference { inputs, out, .. } => {
                 let mut views = of(inputs);
                 views.push(out);
                 views
@@ -282,6 +350,11 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Says so if less than the whole row is taken together.
+fn parts_of(x: &View, width: usize) -> String {
+    if width == x.cols { String::new() } else { format!(" by {width}") }
+}
+
 impl Plan {
     /// One line for one call.
     fn describe(&self, call: &Call) -> String {
@@ -295,14 +368,16 @@ impl Plan {
         };
         match call {
             Call::Embed { table, ids, out } => format!("embed {} {ids} -> {out}", text(*table)),
-            Call::Norm { norm: Norm::Rms { weight, unit_offset, eps }, x, out } => {
+            Call::Norm { norm: Norm::Rms { weight, unit_offset, eps }, width, x, out } => {
                 let offset = if *unit_offset { " unit_offset" } else { "" };
-                format!("rms_norm {x} {} eps={eps:?}{offset} -> {out}", text(*weight))
+                let weight = weight.map_or("", text);
+                format!("rms_norm {x}{} {weight} eps={eps:?}{offset} -> {out}", parts_of(x, *width))
             }
-            Call::Norm { norm: Norm::Layer { weight, bias, eps }, x, out } => {
+            Call::Norm { norm: Norm::Layer { weight, bias, eps }, width, x, out } => {
                 let parts: Vec<&str> = [weight, bias].into_iter().flatten().map(|id| text(*id)).collect();
-                format!("layer_norm {x} {} eps={eps:?} -> {out}", parts.join(" "))
+                format!("layer_norm {x}{} {} eps={eps:?} -> {out}", parts_of(x, *width), parts.join(" "))
             }
+            Call::Softmax { width, x, out } => format!("softmax {x}{} -> {out}", parts_of(x, *width)),
             Call::Linear { x, segments, epilogue, out } => {
                 let one = |s: &Segment| {
                     let bias = s.bias.map_or(String::new(), |b| format!(" + {}", text(b)));
@@ -325,6 +400,7 @@ impl Plan {
                 let mut options = String::new();
                 for (name, set) in [
                     ("window", a.window.map(|w| w.to_string())),
+                    ("chunk", a.chunk.map(|c| c.to_string())),
                     ("softcap", a.softcap.map(|c| c.to_string())),
                     ("sinks", a.sinks.map(|id| text(id).to_owned())),
                     ("alibi", a.alibi.map(|id| text(id).to_owned())),
@@ -335,12 +411,35 @@ impl Plan {
                 }
                 format!("attention {state} {q} heads={} scale={:?}{options} -> {out}", a.heads, a.scale)
             }
+            Call::GroupedLinear { x, ids, experts, out, .. } => {
+                let bias = experts.bias.map_or(String::new(), |b| format!(" + {}", text(b)));
+                // The first expert's stand for all.
+                let first = experts.parts.iter().take(experts.widths.len()).map(|p| text(p.weight));
+                let weights = first.collect::<Vec<_>>().join(" | ");
+                format!("grouped_linear {x} by {ids} ({} of {weights}){bias} -> {out}", experts.count)
+            }
+            Call::CausalConv { state, x, conv, out } => {
+                let bias = conv.bias.map_or(String::new(), |b| format!(" + {}", text(b)));
+                let activation = conv.activation.map_or(String::new(), |a| format!(" {a:?}"));
+                format!(
+                    "causal_conv {state} {x} ({}{bias}{activation}) width={} -> {out}",
+                    text(conv.weight),
+                    conv.width
+                )
+            }
+            Call::LinearAttention { state, q, k, v, decay, beta, shape, out } => {
+                let delta = beta.map_or(String::new(), |b| format!(" delta {b}"));
+                let kernels::cpu::LinearAttention { key_heads, heads, key_dim, value_dim, .. } = shape;
+                let sizes = format!("heads={key_heads}/{heads} state={key_dim}x{value_dim}");
+                format!("linear_attention {state} {q} {k} {v} decay {decay}{delta} {sizes} -> {out}")
+            }
             Call::Activate { kind, x, out } => format!("activate {kind:?} {x} -> {out}"),
             Call::Gated { kind, gate, up, out } => format!("gated {kind:?} {gate} {up} -> {out}"),
             Call::Add { a, b, out } => format!("add {a} {b} -> {out}"),
             Call::Copy { x, out } => format!("copy {x} -> {out}"),
             Call::SelectRows { x, out } => format!("select_rows {x} -> {out}"),
             Call::Elementwise { op, inputs, out, .. } => format!("elementwise {op} {} -> {out}", operands(inputs)),
+            Call::Rows { op, inputs, out, .. } => format!("rows {op} {} -> {out}", operands(inputs)),
             Call::Reference { op, inputs, out, .. } => format!("reference {op} {} -> {out}", operands(inputs)),
         }
     }

@@ -78,12 +78,12 @@ pub(in crate::exec) fn int_binary(op: &Op) -> Option<IntBinary> {
 }
 
 /// The larger one; NaN if one is.
-pub(super) fn max(a: f32, b: f32) -> f32 {
+pub(in crate::exec) fn max(a: f32, b: f32) -> f32 {
     if a.is_nan() || a > b { a } else { b }
 }
 
 /// The smaller one; NaN if one is.
-pub(super) fn min(a: f32, b: f32) -> f32 {
+pub(in crate::exec) fn min(a: f32, b: f32) -> f32 {
     if a.is_nan() || a < b { a } else { b }
 }
 

@@ -42,6 +42,7 @@ impl ReferenceExecutor {
             kv_bytes_per_block: numbers.saturating_mul(BLOCK_SIZE * size_of::<f32>()).max(1),
             window: windows.and_then(|w| w.into_iter().max()),
             prefix_cache: PrefixCaching::Shared,
+            state_bytes_per_seq: 0,
             by_length,
             max_tokens: limits.max_tokens,
             max_seqs: limits.max_seqs,

@@ -56,7 +56,7 @@ pub(super) fn map_lanes<E: Copy, O: Copy + Default>(
 }
 
 /// Order of floats for maxima, top-k and sorting: NaN is larger than every number, zeros are equal.
-pub(super) fn order(a: &f32, b: &f32) -> Ordering {
+pub(in crate::exec) fn order(a: &f32, b: &f32) -> Ordering {
     a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 

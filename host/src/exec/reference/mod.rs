@@ -13,7 +13,7 @@
 mod checkpoint;
 pub(super) mod elementwise;
 mod executor;
-mod lanes;
+pub(super) mod lanes;
 mod ops;
 mod prepare;
 #[cfg(test)]

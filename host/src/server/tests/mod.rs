@@ -172,6 +172,7 @@ impl Setup {
             kv_bytes_per_block: 1,
             window: None,
             prefix_cache: PrefixCaching::Shared,
+            state_bytes_per_seq: 0,
             by_length: None,
             max_tokens: 512,
             max_seqs: self.max_num_seqs,

@@ -172,6 +172,8 @@ pub struct AttentionParams<'a> {
     pub scale: f32,
     /// A query at position p sees keys j with `p - window < j` only.
     pub window: Option<usize>,
+    /// Positions are cut into chunks of this size; a query sees keys of its own chunk only.
+    pub chunk: Option<usize>,
     /// Scores become `softcap * tanh(score / softcap)`.
     pub softcap: Option<f32>,
     /// For each query head one more logit that takes part in the softmax and has no value.
@@ -189,6 +191,9 @@ impl AttentionParams<'_> {
         if self.window == Some(0) {
             return option("params.window", "0".into(), "must be at least 1");
         }
+        if self.chunk == Some(0) {
+            return option("params.chunk", "0".into(), "must be at least 1");
+        }
         if let Some(cap) = self.softcap
             && !(cap > 0.0 && cap.is_finite())
         {
@@ -201,7 +206,8 @@ impl AttentionParams<'_> {
     /// The first position that a query at `position` sees.
     #[inline(always)]
     fn first_seen(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+        let in_window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        self.chunk.map_or(in_window, |chunk| in_window.max(position - position % chunk))
     }
 }
 

@@ -7,6 +7,7 @@
 //! Batch invariance: an output is one vector accumulator over k in order, then one fixed horizontal sum. Tile shapes,
 //! rows in the call and threads only choose *which* outputs are computed together.
 
+mod grouped;
 mod pack;
 mod step;
 mod tile;
@@ -16,6 +17,7 @@ use super::operands::SharedRows;
 use super::simd::{self, Activation};
 use super::{Cpu, Isa, KernelError, Rows, RowsMut, WeightDtype, WeightRef, split};
 
+pub use grouped::{Groups, grouped_linear};
 use pack::Form;
 pub use pack::Scratch;
 use tile::{Part, Target};
@@ -95,7 +97,8 @@ pub fn linear(
 
     let panels = m.div_ceil(panel);
     let one = |part, parts| {
-        simd::dispatch(isa, pack::Pack { x, form, panel, panels: split(panels, part, parts), to: packed });
+        let panels = split(panels, part, parts);
+        simd::dispatch(isa, pack::Pack { x, source: pack::Source::Same, form, panel, panels, to: packed });
     };
     if m * k < PACK_IN_PARALLEL {
         one(0, 1)
@@ -106,7 +109,7 @@ pub fn linear(
     let target = Target { out: out.share(), epilogue };
     let units: usize = segments.iter().map(|s| s.n.div_ceil(tile::UNIT)).sum();
     cpu.pool().run(&|part, parts| {
-        let part = Part { packed, m, k, segments, target, units: split(units, part, parts) };
+        let part = Part { packed, m, k, segments, target, rows: None, units: split(units, part, parts) };
         run_part(isa, form, part);
     });
     Ok(())
@@ -135,14 +138,25 @@ fn check(
     if let Epilogue::Add(other) = epilogue {
         other.check_shape("epilogue.other", x.rows, out.cols)?;
     }
+    check_segments(x.cols, segments, compute, epilogue, out.cols)
+}
+
+/// Checks the weights of `k` columns each, and their places in an output of `columns`.
+fn check_segments(
+    k: usize,
+    segments: &[Segment<'_>],
+    compute: Compute,
+    epilogue: &Epilogue<'_>,
+    columns: usize,
+) -> Result<(), KernelError> {
     for (index, segment) in segments.iter().enumerate() {
-        let elements = segment.n.saturating_mul(x.cols);
+        let elements = segment.n.saturating_mul(k);
         check_eq("segment.weight", "number of elements (n * k)", elements, segment.weight.len())?;
         if let Some(bias) = segment.bias {
             check_eq("segment.bias", "length", segment.n, bias.len())?;
         }
         let end = segment.out_offset.saturating_add(segment.n);
-        check_len("out", end, out.cols)?;
+        check_len("out", end, columns)?;
         let dtype = segment.weight.dtype();
         if dtype != segments[0].weight.dtype() {
             let why = "all segments of one call have the same dtype";

@@ -89,6 +89,11 @@ unsafe impl Send for Packed {}
 unsafe impl Sync for Packed {}
 
 impl Packed {
+    /// What is packed from row `row` on, as if it were all: a group of rows with panels of its own.
+    pub(super) fn from(self, row: usize) -> Packed {
+        Packed { data: self.data.wrapping_add(row * self.row_bytes), ..self }
+    }
+
     /// Where the panel begins whose first row is `row`.
     ///
     /// # Safety
@@ -100,9 +105,18 @@ impl Packed {
     }
 }
 
+/// Which rows of X are packed.
+pub(super) enum Source<'a> {
+    /// All, in order.
+    Same,
+    /// Row `rows[i] / per_row` is the i-th.
+    Chosen { rows: &'a [u32], per_row: usize },
+}
+
 /// Packs some panels of X.
 pub(super) struct Pack<'a> {
     pub(super) x: Rows<'a>,
+    pub(super) source: Source<'a>,
     pub(super) form: Form,
     /// Rows of a panel.
     pub(super) panel: usize,
@@ -116,9 +130,16 @@ impl Kernel for Pack<'_> {
     fn run<S: Simd>(self, _: S) {
         for index in self.panels.clone() {
             let first = index * self.panel;
-            let rows = self.panel.min(self.x.rows - first);
+            let all = match self.source {
+                Source::Same => self.x.rows,
+                Source::Chosen { rows, .. } => rows.len(),
+            };
+            let rows = self.panel.min(all - first);
             for i in 0..rows {
-                let row = self.x.row(first + i);
+                let row = self.x.row(match self.source {
+                    Source::Same => first + i,
+                    Source::Chosen { rows, per_row } => rows[first + i] as usize / per_row,
+                });
                 // SAFETY: the panel is inside the packed space, 64-byte aligned, and no other thread packs it; its size
                 // is rows * padded k elements.
                 unsafe {

@@ -35,6 +35,8 @@ pub(super) struct Part<'a> {
     pub(super) k: usize,
     pub(super) segments: &'a [Segment<'a>],
     pub(super) target: Target<'a>,
+    /// The row of the output for each row of X; `None`: the same.
+    pub(super) rows: Option<&'a [u32]>,
     /// Units counted through all segments.
     pub(super) units: Range<usize>,
 }
@@ -96,6 +98,12 @@ impl Strip for Dot<'_> {
 }
 
 impl Part<'_> {
+    /// The row of the output of a row of X.
+    #[inline(always)]
+    fn place(&self, row: usize) -> usize {
+        if let Some(rows) = self.rows { rows[row] as usize } else { row }
+    }
+
     /// Calls `strip` for every segment's part of this thread's units and every block of rows of X; then activates.
     #[inline(always)]
     fn walk<S: Simd>(&self, s: S, strip: &impl Strip) {
@@ -120,7 +128,7 @@ impl Part<'_> {
                 for row in rows.clone() {
                     let start = segment.out_offset + columns.start;
                     // SAFETY: these outputs are this thread's own, and written already.
-                    let y = unsafe { self.target.out.part(row, start, columns.len()) };
+                    let y = unsafe { self.target.out.part(self.place(row), start, columns.len()) };
                     simd::map_in_place(s, y, &simd::Apply { activation });
                 }
             }
@@ -204,7 +212,7 @@ impl Part<'_> {
                 sums[i].iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
             }
             // SAFETY: passed on.
-            unsafe { self.target.put(first + i, segment.out_offset + column, &sums[i]) }
+            unsafe { self.target.put(self.place(first + i), segment.out_offset + column, &sums[i]) }
         }
     }
 }

@@ -85,15 +85,30 @@ pub fn gather_rows(cpu: &Cpu, x: Rows<'_>, index: &[u32], mut out: RowsMut<'_>) 
     Ok(())
 }
 
-struct Softmax {
-    x: SharedRows,
+struct Softmax<'a> {
+    /// Copied to `out` first.
+    x: Option<Rows<'a>>,
+    width: usize,
+    out: SharedRows,
 }
 
-impl ByRow for Softmax {
+impl ByRow for Softmax<'_> {
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize) {
         // SAFETY: every row is given to one thread, once.
-        let x = unsafe { self.x.row(row) };
+        let out = unsafe { self.out.row(row) };
+        if let Some(x) = self.x {
+            out.copy_from_slice(x.row(row));
+        }
+        for part in out.chunks_exact_mut(self.width) {
+            Self::part(s, part);
+        }
+    }
+}
+
+impl Softmax<'_> {
+    #[inline(always)]
+    fn part<S: Simd>(s: S, x: &mut [f32]) {
         let low = s.splat(f32::NEG_INFINITY);
         let mut max = low;
         let mut chunks = x.chunks_exact(S::L);
@@ -126,7 +141,21 @@ impl ByRow for Softmax {
 pub fn softmax(cpu: &Cpu, mut x: RowsMut<'_>) -> Result<(), KernelError> {
     x.check("x")?;
     let (rows, cols) = (x.rows, x.cols);
-    by_row(cpu, rows, cols, &Softmax { x: x.share() });
+    if cols > 0 {
+        by_row(cpu, rows, cols, &Softmax { x: None, width: cols, out: x.share() });
+    }
+    Ok(())
+}
+
+/// `out = softmax(x)` over every `width` columns of every row.
+pub fn softmax_to(cpu: &Cpu, x: Rows<'_>, width: usize, mut out: RowsMut<'_>) -> Result<(), KernelError> {
+    x.check("x")?;
+    out.check_shape("out", x.rows, x.cols)?;
+    if x.cols == 0 {
+        return Ok(());
+    }
+    super::check_parts(width, x.cols)?;
+    by_row(cpu, x.rows, x.cols, &Softmax { x: Some(x), width, out: out.share() });
     Ok(())
 }
 

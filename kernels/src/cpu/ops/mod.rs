@@ -6,17 +6,30 @@ mod elementwise;
 mod lookup;
 mod norm;
 mod rope;
+mod zip;
 
 pub use elementwise::{activate, activate_to, add, add_assign, gated, mul, scale, softcap};
-pub use lookup::{argmax, embed, gather_rows, softmax};
-pub use norm::{LayerNorm, RmsNorm, add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_heads};
+pub use lookup::{argmax, embed, gather_rows, softmax, softmax_to};
+pub use norm::{
+    LayerNorm, RmsNorm, add_layer_norm, add_rms_norm, layer_norm, layer_norm_parts, rms_norm, rms_norm_parts,
+};
 pub use rope::{Rope, RopeStyle, rope, rope_to};
+pub use zip::{Binary, ZipOperand, ZipRuns, zip};
 
 use super::simd::{self, Kernel, Simd};
-use super::{Cpu, split};
+use super::{Cpu, KernelError, split};
 
 /// Fewer elements than this are not worth a hand-over to other threads.
 const PARALLEL: usize = 1 << 14;
+
+/// Checks that rows of `cols` columns are parts of `width`.
+fn check_parts(width: usize, cols: usize) -> Result<(), KernelError> {
+    if width > 0 && cols.is_multiple_of(width) {
+        return Ok(());
+    }
+    let why = "must divide the columns of x";
+    Err(KernelError::Option { argument: "width", got: width.to_string(), why })
+}
 
 /// Something to do for each row on its own.
 trait ByRow: Sync {

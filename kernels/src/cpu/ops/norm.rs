@@ -148,6 +148,8 @@ impl Norm for LayerNorm<'_> {
 
 struct Plain<'a, N> {
     norm: &'a N,
+    /// Columns that are normalised together.
+    width: usize,
     x: Rows<'a>,
     out: SharedRows,
 }
@@ -156,7 +158,10 @@ impl<N: Norm> ByRow for Plain<'_, N> {
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize) {
         // SAFETY: every row is given to one thread, once.
-        self.norm.norm(s, Some(self.x.row(row)), unsafe { self.out.row(row) });
+        let out = unsafe { self.out.row(row) };
+        for (x, out) in self.x.row(row).chunks_exact(self.width).zip(out.chunks_exact_mut(self.width)) {
+            self.norm.norm(s, Some(x), out);
+        }
     }
 }
 
@@ -177,26 +182,14 @@ impl<N: Norm> ByRow for Fused<'_, N> {
     }
 }
 
-struct Heads<'a> {
-    norm: &'a RmsNorm<'a>,
-    head_dim: usize,
-    x: SharedRows,
-}
-
-impl ByRow for Heads<'_> {
-    #[inline(always)]
-    fn row<S: Simd>(&self, s: S, row: usize) {
-        // SAFETY: every row is given to one thread, once.
-        for head in unsafe { self.x.row(row) }.chunks_exact_mut(self.head_dim) {
-            self.norm.row(s, None, head);
-        }
-    }
-}
-
-fn plain<N: Norm>(cpu: &Cpu, norm: &N, x: Rows<'_>, mut out: RowsMut<'_>) -> Result<(), KernelError> {
+fn plain<N: Norm>(cpu: &Cpu, norm: &N, width: usize, x: Rows<'_>, mut out: RowsMut<'_>) -> Result<(), KernelError> {
     x.check("x")?;
     out.check_shape("out", x.rows, x.cols)?;
-    by_row(cpu, x.rows, x.cols, &Plain { norm, x, out: out.share() });
+    if x.cols == 0 {
+        return Ok(());
+    }
+    super::check_parts(width, x.cols)?;
+    by_row(cpu, x.rows, x.cols, &Plain { norm, width, x, out: out.share() });
     Ok(())
 }
 
@@ -217,8 +210,19 @@ fn fused<N: Norm>(
 
 /// `out = rms_norm(x)` for every row.
 pub fn rms_norm(cpu: &Cpu, x: Rows<'_>, norm: &RmsNorm<'_>, out: RowsMut<'_>) -> Result<(), KernelError> {
-    norm.check(x.cols)?;
-    plain(cpu, norm, x, out)
+    rms_norm_parts(cpu, x, x.cols, norm, out)
+}
+
+/// `out = rms_norm(x)` for every `width` columns of every row, such as the heads of `[T, heads * width]`.
+pub fn rms_norm_parts(
+    cpu: &Cpu,
+    x: Rows<'_>,
+    width: usize,
+    norm: &RmsNorm<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    norm.check(width)?;
+    plain(cpu, norm, width, x, out)
 }
 
 /// `residual += x; out = rms_norm(residual)` for every row, in one pass.
@@ -233,23 +237,21 @@ pub fn add_rms_norm(
     fused(cpu, norm, residual, x, out)
 }
 
-/// RMS norm of every head on its own, in place: `x` is `[T, heads * head_dim]`, the weight `[head_dim]`.
-pub fn rms_norm_heads(cpu: &Cpu, mut x: RowsMut<'_>, head_dim: usize, norm: &RmsNorm<'_>) -> Result<(), KernelError> {
-    x.check("x")?;
-    norm.check(head_dim)?;
-    if head_dim == 0 || !x.cols.is_multiple_of(head_dim) {
-        let why = "must divide the columns of x";
-        return Err(KernelError::Option { argument: "head_dim", got: head_dim.to_string(), why });
-    }
-    let (rows, cols) = (x.rows, x.cols);
-    by_row(cpu, rows, cols, &Heads { norm, head_dim, x: x.share() });
-    Ok(())
-}
-
 /// `out = layer_norm(x)` for every row.
 pub fn layer_norm(cpu: &Cpu, x: Rows<'_>, norm: &LayerNorm<'_>, out: RowsMut<'_>) -> Result<(), KernelError> {
-    norm.check(x.cols)?;
-    plain(cpu, norm, x, out)
+    layer_norm_parts(cpu, x, x.cols, norm, out)
+}
+
+/// `out = layer_norm(x)` for every `width` columns of every row.
+pub fn layer_norm_parts(
+    cpu: &Cpu,
+    x: Rows<'_>,
+    width: usize,
+    norm: &LayerNorm<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), KernelError> {
+    norm.check(width)?;
+    plain(cpu, norm, width, x, out)
 }
 
 /// `residual += x; out = layer_norm(residual)` for every row, in one pass.

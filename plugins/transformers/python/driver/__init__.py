@@ -6,7 +6,7 @@ graph never depends on the length it was traced with."""
 import _graph
 import _host
 
-from . import attention, classes, configs, dispatch, lengths, rope, trace, weights
+from . import attention, classes, configs, dispatch, lengths, loops, rope, trace, weights
 
 # Numbers of tokens: one that is shorter than windows and other limits usually are, and two that are longer.
 SHORT = 11
@@ -18,6 +18,7 @@ def build(request):
     clock = [_host.clock()]
     config = configs.load(raw)
     cls = classes.model_class(configs.architecture(raw), config, raw)
+    loops.install(cls, config)
     clock.append(_host.clock())
     model = instantiate(cls, config)
     weights.bind(model, request["tensors"])
@@ -35,18 +36,33 @@ def record(model, length):
     """Two traces that must agree: a graph means every length. A branch on the number of tokens that a short and a long sequence
     take differently is an error, but for those that the long branch is known to cover (`lengths`)."""
     long = max(length - 1, 2 * SHORT + 1)
-    first, second = _trace_once(model, SHORT), _trace_once(model, long)
+    multiple, first = _first_trace(model)
+    second = _trace_once(model, long, multiple)
     if first.text == second.text:
         return
     lengths.check(first, second)
     _graph.reset()
-    _trace_once(model, long)
-    _trace_once(model, long - long // 4)
+    _trace_once(model, long, multiple)
+    _trace_once(model, long - long // 4, multiple)
 
 
-def _trace_once(model, size):
+def _first_trace(model):
+    """The short trace, over blocks if the model cannot be recorded otherwise."""
+    multiple, first_error = 1, None
+    while True:
+        try:
+            return multiple, _trace_once(model, SHORT, multiple)
+        except _graph.TraceError as error:
+            first_error = first_error or error
+            multiple = lengths.block_multiple(error, multiple)
+            if multiple is None:
+                raise first_error from error
+            _graph.reset()
+
+
+def _trace_once(model, size, multiple):
     _graph.begin(size)
-    _graph.output("logits", trace.run(model, size))
+    _graph.output("logits", trace.run(model, size, multiple))
     return lengths.Traced(size, _graph.text())
 
 

@@ -5,8 +5,8 @@ otherwise runs the model's own eager function, whose arithmetic is then recorded
 is an error: one that is dropped would change the result without a word."""
 
 import torch
-from driver import masks
-from torch import _composite, _trace
+from driver import lengths, masks
+from torch import _composite, _sym, _trace
 from torch.nn import functional as F
 
 # Keywords that do not change what one sequence from position 0 without padding computes.
@@ -79,7 +79,8 @@ def recorder(default=None, plain=True):
         scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
         own_sinks = _module_sinks(module, default) if s_aux is None and sinks is None else None
         vector = s_aux if s_aux is not None else own_sinks
-        mask = _understood(module, attention_mask, keywords, int(query.shape[1]))
+        over_blocks = lengths.Blocks.multiple > 1
+        mask = None if over_blocks else _understood(module, attention_mask, keywords, int(query.shape[1]))
         simple = usual and mask is not None and position_bias is None and isinstance(scale, (int, float))
         if simple and (sinks is None or _is_vector(sinks)):
             vector = vector if vector is not None else sinks
@@ -128,6 +129,8 @@ def _understood(module, attention_mask, keywords, heads):
 def _by_hand(default, module, query, key, value, attention_mask, scale, softcap, s_aux, position_bias, sinks):
     """The model's own eager function, or softmax attention written out, over an additive mask."""
     if attention_mask is None:
+        if lengths.Blocks.multiple > 1:
+            raise _trace.TraceError("attention without a mask in a model that works in blocks", "pass a causal mask")
         attention_mask = _composite.causal_mask(dtype=query.dtype)
     elif attention_mask.dtype is torch.bool:
         lowest = torch.full((), torch.finfo(query.dtype).min, dtype=query.dtype)
@@ -155,9 +158,17 @@ def scaled_dot_product_attention(
 ):
     """torch's own function, called by models without the dispatch: q[1, H, T, D] -> [1, H, T, Dv]"""
     if attn_mask is None and not is_causal:
-        raise _trace.TraceError("attention in both directions", "only causal language models can be served")
+        return _small(query, key, value, scale)
     out, _ = recorder()(None, query, key, value, attn_mask, scaling=scale, is_causal=True)
     return out.transpose(1, 2)
+
+
+def _small(query, key, value, scale):
+    """Attention over a few things of each token, such as the blocks of a residual stream: not along the sequence."""
+    if type(key.shape[-2]) is _sym.SymInt:
+        raise _trace.TraceError("attention in both directions", "only causal language models can be served")
+    scores = torch.matmul(query, key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return torch.matmul(F.softmax(scores, dim=-1), value)
 
 
 def install():

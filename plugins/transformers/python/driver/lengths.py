@@ -1,8 +1,16 @@
-"""Branches on the number of tokens.
+"""How a graph depends on the number of tokens.
 
-Modelling code may compare the length with a limit. If the two traces differ, one of these comparisons came out differently. The
+Branches. Modelling code may compare the length with a limit. If the two traces differ, one of these comparisons came out differently. The
 graph of the long sequence is right for short ones too where the branch only leaves out a choice of the k best of T tokens for
-T <= k, since the recorded choice then takes all of them. Any other branch is an error that names it."""
+T <= k, since the recorded choice then takes all of them. Any other branch is an error that names it.
+
+Blocks. Code that cuts a sequence into blocks has sizes such as T // 4, which no graph has. But a causal model gives the first T
+tokens the same results whatever follows them: run over m * T tokens, with a multiple m of all block sizes, it has only sizes
+that are multiples of T, and the first T rows are what is asked for. It is m times the work and keeps no state, so it is done
+only for models that cannot be recorded otherwise; composites, which are over T tokens, are then written out."""
+
+import math
+import re
 
 import torch
 from torch import _sym, _trace
@@ -18,12 +26,30 @@ class Traced:
     def __init__(self, size, text):
         self.size = size
         self.text = text
-        self.guards = {(where, what): outcome for where, what, outcome in _trace.GUARDS}
+        self.guards = {(guard.place, guard.text): guard.result for guard in _trace.GUARDS}
         self.choices = set(_choices)
 
 
-def reset():
+class Blocks:
+    """The multiple of this trace."""
+
+    multiple = 1
+    largest = 4096
+
+
+def reset(multiple=1):
     _choices.clear()
+    Blocks.multiple = multiple
+
+
+def block_multiple(error, multiple):
+    """A multiple with which the size that this error names would be a multiple of T, or None."""
+    text = str(error)
+    if "no polynomial" not in text:
+        return None
+    sizes = [int(n) for n in re.findall(r"(?://|%) \((\d+)\)", text)]
+    wanted = math.lcm(multiple, *sizes)
+    return wanted if sizes and multiple < wanted <= Blocks.largest else None
 
 
 def _topk(x, k, dim=-1, *args, plain=FUNCTIONS["topk"], **options):

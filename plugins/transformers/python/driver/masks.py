@@ -146,21 +146,42 @@ def _by_structure(mask, node, heads):
         return None
     if mask.dtype is torch.bool:
         return _allowed(mask, heads)
-    name, _ = op_of(node)
-    while name in ("cast", "reshape", "broadcast"):
-        node = _graph.node(node)[1][0]
+    return _allowed(mask > HIDDEN, heads) if _hides_only(node, {}) else None
+
+
+# Ops whose result holds elements of their inputs and nothing else, with the inputs that are elements.
+_MOVES = {
+    "reshape": (0,),
+    "permute": (0,),
+    "broadcast": (0,),
+    "slice": (0,),
+    "cast": (0,),
+    "take": (0,),
+    "gather": (0,),
+    "select": (1, 2),
+    "scatter": (0, 2),
+    "add": (0, 1),
+    "max": (0, 1),
+    "min": (0, 1),
+}
+
+
+def _hides_only(node, known):
+    """Whether every element of an additive mask is 0 or hides its key."""
+    if node not in known:
+        known[node] = False
         name, _ = op_of(node)
-    if name != "select":
-        return None
-    _, yes, no = _graph.node(node)[1]
-    try:
-        shown = _memory["evaluate"](yes)[1]
-        hidden = _memory["evaluate"](no)[1]
-    except Unknown:
-        return None
-    if any(v != 0 for v in shown) or any(v > HIDDEN for v in hidden):
-        return None
-    return _allowed(mask > HIDDEN, heads)
+        inputs = _graph.node(node)[1]
+        if name == "concat":
+            known[node] = all(_hides_only(i, known) for i in inputs)
+        elif name in _MOVES:
+            known[node] = all(_hides_only(inputs[i], known) for i in _MOVES[name])
+        else:
+            try:
+                known[node] = all(v == 0 or v <= HIDDEN for v in _memory["evaluate"](node)[1])
+            except Unknown:
+                pass
+    return known[node]
 
 
 def _has_causal(node):

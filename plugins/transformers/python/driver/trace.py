@@ -9,18 +9,15 @@ from torch import _trace
 from . import dispatch, lengths, masks
 from .errors import ModelError
 
-# Arguments of forward that every call gives, if forward takes them.
-_ARGUMENTS = ("position_ids", "use_cache", "return_dict")
-
-
-def run(model, tokens):
-    """Records the pass over `tokens` tokens; the id of the logits [R, vocabulary]."""
+def run(model, tokens, multiple=1):
+    """Records the pass over `tokens` tokens; the id of the logits [R, vocabulary]. With `multiple`, the model runs over so many
+    times T tokens (`lengths.Blocks` says why); what comes after the first T changes nothing before."""
     _trace.start(tokens)
     masks.reset()
     dispatch.reset()
-    lengths.reset()
+    lengths.reset(multiple)
     try:
-        output = model(**_arguments(model))
+        output = model(**_arguments(model, multiple))
         logits = _logits(output)
         dispatch.check()
         return _selected(logits)
@@ -28,11 +25,16 @@ def run(model, tokens):
         _trace.finish()
 
 
-def _arguments(model):
+def _arguments(model, multiple):
     parameters = inspect.signature(type(model).forward).parameters
     anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    arguments = {"input_ids": _trace.input("token_ids")}
-    for name, value in (("position_ids", _trace.input("positions")), ("use_cache", False)):
+    ids, positions = _trace.input("token_ids"), _trace.input("positions")
+    if multiple > 1:
+        tokens = _trace.S.tokens
+        ids = torch.cat([ids, torch.zeros((1, tokens * (multiple - 1)), dtype=torch.int64)], dim=1)
+        positions = torch.arange(tokens * multiple).unsqueeze(0)
+    arguments = {"input_ids": ids}
+    for name, value in (("position_ids", positions), ("use_cache", False)):
         if name in parameters or anything:
             arguments[name] = value
     return arguments
@@ -51,5 +53,6 @@ def _selected(logits):
     """Rows chosen by the host: logits[1, T, V] -> [R, V]"""
     if logits.ndim == 3:
         logits = logits[0]
+    logits = logits[: _trace.S.tokens]
     node = _trace.node(logits)
     return _graph.push("select_outputs", [node], "logits")[0]

@@ -1,5 +1,7 @@
 """Modules: names, parameters, buffers, hooks; the composites; attention."""
 
+import copy
+
 import _graph
 import torch
 from tests import raises, run
@@ -38,6 +40,14 @@ def test_names():
     block.scale = None
     assert block.scale is None and "scale" in block._parameters
     assert raises(AttributeError, lambda: block.nothing) == "'Block' object has no attribute 'nothing'"
+
+
+def test_copies_have_their_own_parameters():
+    model = _model()
+    other = copy.deepcopy(model)
+    assert other[0].scale is not model[0].scale and other[0].scale.shape == (3,)
+    assert other[0].table.tolist() == [0.0, 1.0, 2.0] and type(other[0].norms[1]) is nn.LayerNorm
+    assert [n for n, _ in other.named_parameters()] == [n for n, _ in model.named_parameters()]
 
 
 def test_a_pass():

@@ -67,6 +67,7 @@ def test_writes():
     check(lambda x: x.t()[1].zero_(), [[0.0, 0.0, 2.0], [3.0, 0.0, 5.0]])
     check(lambda x: x.view(-1)[1:3].copy_(torch.tensor([7.0, 8.0])), [[0.0, 7.0, 8.0], [3.0, 4.0, 5.0]])
     check(lambda x: x.masked_fill_(x == 1, 5.0), [[0.0, 5.0, 2.0], [3.0, 4.0, 5.0]])
+    check(lambda x: x.transpose_(0, 1).unsqueeze_(0), [[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]])
     check(lambda x: torch.mul(x, 2, out=x), [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]])
 
 
@@ -105,6 +106,11 @@ def test_sizes_depend_on_tokens():
     assert numbers(torch.ones(T).mean(), 5) == [1.0]
     assert not _trace.GUARDS
     assert (T > 3) is True and len(_trace.GUARDS) == 1
+    assert T <= 100 and T != 1 and T + 1 > T
+    assert [g.text for g in _trace.broken_guards(2)] == ["T > 3"]
+    assert [g.text for g in _trace.broken_guards(101)] == ["T <= 100"]
+    assert str(_trace.trace_max(0, 8 - T)) == "-T+8"
+    assert _trace.broken_guards(8) == [] and [g.text for g in _trace.broken_guards(9)] == ["-T+8 >= 0"]
 
 
 def test_what_cannot_be_traced():
@@ -127,6 +133,7 @@ def test_top_of_tokens():
     assert numbers(scores.topk(_trace.trace_min(2, T)).indices) == [3, 1]
     # More than there are: all of them, and the first place again.
     assert numbers(scores.topk(_trace.trace_min(7, T)).indices) == [3, 1, 4, 2, 0, 0, 0]
+    assert not _trace.GUARDS, "it is right for every T"
 
 
 def test_large_constants_stay_expressions():

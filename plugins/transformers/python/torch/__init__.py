@@ -157,6 +157,14 @@ def save(*args, **kwargs):
 load = save
 
 
+cosine_similarity = nn.functional.cosine_similarity
+layer_norm = nn.functional.layer_norm
+rms_norm = nn.functional.rms_norm
+embedding = nn.functional.embedding
+dropout = nn.functional.dropout
+conv1d = nn.functional.conv1d
+
+
 def sym_max(a, b):
     return a if a >= b else b
 

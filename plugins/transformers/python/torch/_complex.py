@@ -114,5 +114,3 @@ ComplexTensor.float = lambda c: c
 @export("is_complex", method=False)
 def is_complex(x):
     return isinstance(x, ComplexTensor)
-
-

@@ -61,7 +61,7 @@ def causal_mask(window=None, chunk=None, dtype=bool_, rank=4):
 def attention(q, k, v, scale, window=None, chunk=None, softcap=None, sinks=None, slopes=None, mask=None):
     """Causal attention. q[1, H, T, D], k[1, Hkv, T, D], v[1, Hkv, T, Dv] -> [1, T, H, Dv]."""
     d = q.dtype
-    heads, t, size = q.shape[1], q.shape[2], q.shape[3]
+    heads, t = q.shape[1], q.shape[2]
     for x in (q, k, v):
         if len(x.shape) != 4 or not same(x.shape[0], 1) or not same(x.shape[2], t):
             raise TraceError(

@@ -233,5 +233,3 @@ def complex(real, imag):
     from ._complex import ComplexTensor
 
     return ComplexTensor(real, imag)
-
-

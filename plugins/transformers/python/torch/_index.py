@@ -540,5 +540,3 @@ def diag_embed(x, offset=0, dim1=-2, dim2=-1):
     where_to = i.unsqueeze(0) - i.unsqueeze(1) == offset
     x = FUNCTIONS["nn.functional.pad"](x, (max(offset, 0), 0) if offset > 0 else (0, -offset))
     return FUNCTIONS["where"](where_to, x.unsqueeze(-2 if offset > 0 else -1), 0)
-
-

@@ -254,7 +254,18 @@ def _nn():
     sys.modules["torch.nn"].__dict__.setdefault("functional", functional)
     module("torch.nn.modules", Module=nn.Module, Linear=nn.Linear, activation=layers, normalization=layers, loss=layers)
     everything = {n: x for n, x in vars(nn).items() if isinstance(x, type)}
-    for name in ("module", "linear", "normalization", "activation", "container", "sparse", "conv", "dropout", "loss", "utils"):
+    for name in (
+        "module",
+        "linear",
+        "normalization",
+        "activation",
+        "container",
+        "sparse",
+        "conv",
+        "dropout",
+        "loss",
+        "utils",
+    ):
         module("torch.nn.modules." + name, **everything)
     module("torch.nn.attention", SDPBackend=_FLAGS(MATH=0, FLASH_ATTENTION=1, EFFICIENT_ATTENTION=2), sdpa_kernel=Context)
     module("torch.nn.attention.flex_attention", BlockMask=nothing("BlockMask"), flex_attention=refuse("flex_attention"),

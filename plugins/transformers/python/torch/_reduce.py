@@ -319,6 +319,9 @@ def _top_of_tokens(y, k):
     nothing to a mask; torch would refuse, and models ask for min(k, T). Of equals the later place wins, as in torch where
     an axis is long.
     """
+    guard = getattr(k, "guard", None)
+    if guard in _trace.GUARDS:
+        _trace.GUARDS.remove(guard)
     if type(k) is SymInt:
         k = getattr(k, "at_most", None) or k
     if type(k) is SymInt:
@@ -409,5 +412,3 @@ def renorm(x, p, dim, maxnorm):
     others = [i for i in range(len(x.shape)) if i != axis_of(dim, len(x.shape))]
     length = norm(x, p, others, True)
     return mul(x, clamp(div(maxnorm, add(length, 1e-7)), max=1.0))
-
-

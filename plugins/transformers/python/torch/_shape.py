@@ -7,7 +7,7 @@ split into a number of pieces that depends on T is an error. Methods of Tensor, 
 from . import _numbers, _trace
 from ._dtypes import promote
 from ._sym import Size, SymInt, product, same, same_shape
-from ._tensor import FUNCTIONS, Tensor, axis_of, broadcast_shapes, convert, export, sizes_of, view
+from ._tensor import FUNCTIONS, Tensor, assign_all, axis_of, broadcast_shapes, convert, export, sizes_of, view
 from ._trace import TraceError, dims, rec
 
 
@@ -116,7 +116,7 @@ def unflatten(x, dim, sizes):
     return _reshape(x, tuple(x.shape[:d]) + tuple(sizes) + tuple(x.shape[d + 1 :]), True)
 
 
-@export("unsqueeze", inplace=True)
+@export("unsqueeze")
 def unsqueeze(x, dim):
     d = axis_of(dim, len(x.shape) + 1)
     shape = Size(x.shape[:d] + (1,) + x.shape[d:])
@@ -218,6 +218,20 @@ def movedim(x, source, destination):
 
 Tensor.T = property(lambda x: _permute(x, list(range(len(x.shape)))[::-1]))
 Tensor.mT = Tensor.H = Tensor.mH = property(lambda x: transpose(x, -1, -2))
+
+
+def _reshaping(name):
+    """A method that changes its tensor's shape in place."""
+    f = FUNCTIONS[name]
+
+    def method(x, *args):
+        return assign_all(x, f(x, *args))
+
+    setattr(Tensor, name + "_", method)
+
+
+for _n in ("unsqueeze", "squeeze", "transpose", "swapaxes", "t"):
+    _reshaping(_n)
 
 
 # ---- broadcast -----------------------------------------------------------------------------------------------------
@@ -348,7 +362,10 @@ def stack(tensors, dim=0, *, out=None):
 
 def _join(name, low_rank, dim):
     def f(tensors):
-        tensors = [x if len(x.shape) >= low_rank else _reshape(x, (1,) * (low_rank - len(x.shape)) + tuple(x.shape), False) for x in tensors]
+        tensors = [
+            x if len(x.shape) >= low_rank else _reshape(x, (1,) * (low_rank - len(x.shape)) + tuple(x.shape), False)
+            for x in tensors
+        ]
         return cat(tensors, dim if len(tensors[0].shape) > dim else 0)
 
     f.__name__ = name
@@ -392,7 +409,8 @@ def split(x, split_size_or_sections=None, dim=0, split_size=None, split_sizes=No
             count = total // k
             if type(count) is SymInt or int(total) % int(k):
                 raise TraceError(
-                    "a split of a size of %s into pieces of %s, the number of which depends on the number of tokens" % (total, k),
+                    "a split of a size of %s into pieces of %s, the number of which depends on the number of tokens"
+                    % (total, k),
                     "it must be a single op over all tokens",
                 )
             sizes = [k] * count
@@ -479,7 +497,9 @@ def meshgrid(*tensors, indexing="ij"):
     if indexing == "xy":
         tensors[:2] = tensors[1::-1]
     shape = [x.shape[0] if x.shape else 1 for x in tensors]
-    out = [expand(_reshape(x, [1] * i + [shape[i]] + [1] * (len(shape) - i - 1), False), *shape) for i, x in enumerate(tensors)]
+    out = [
+        expand(_reshape(x, [1] * i + [shape[i]] + [1] * (len(shape) - i - 1), False), *shape) for i, x in enumerate(tensors)
+    ]
     if indexing == "xy":
         out[:2] = out[1::-1]
     return tuple(out)

@@ -212,7 +212,35 @@ def _difference(a, b):
     return d.get(0, 0) if not [k for k in d if k] else None
 
 
-def _comparison(name, compare):
+class Guard:
+    """A comparison of sizes that the code made, which need not come out the same at another T."""
+
+    def __init__(self, place, text, result, difference, compare):
+        self.place, self.text, self.result = place, text, result
+        self._difference, self._compare = difference, compare
+
+    def holds(self, tokens):
+        """Whether it comes out the same at this number of tokens; None if that is not known."""
+        if self._difference is None:
+            return None
+        return self._compare(sum([c * tokens**p for p, c in self._difference.items()])) == self.result
+
+    def __repr__(self):
+        return "%s: %s is %s" % (self.place, self.text, self.result)
+
+
+def note(a, sign, b, result, compare):
+    """Notes a guard for the caller's caller."""
+    f = sys._getframe(2)
+    p, q = terms_of(a), terms_of(b)
+    difference = None if p is None or q is None else _sub(p, q)
+    text = "%s %s %s" % (a, sign, b)
+    guard = Guard("%s:%d" % (f.f_code.co_filename, f.f_lineno), text, bool(result), difference, compare)
+    GUARDS.append(guard)
+    return guard
+
+
+def _comparison(name, sign, compare):
     plain = getattr(int, name)
 
     def op(self, other):
@@ -221,22 +249,21 @@ def _comparison(name, compare):
             d = _difference(self, other)
             if d is not None:
                 return compare(d)
-            f = sys._getframe(1)
-            GUARDS.append(("%s:%d" % (f.f_code.co_filename, f.f_lineno), "%s %s %s" % (self, name, other), bool(result)))
+            note(self, sign, other, result, compare)
         return result
 
     return op
 
 
-for _n, _compare in (
-    ("lt", lambda d: d < 0),
-    ("le", lambda d: d <= 0),
-    ("gt", lambda d: d > 0),
-    ("ge", lambda d: d >= 0),
-    ("eq", lambda d: d == 0),
-    ("ne", lambda d: d != 0),
+for _n, _sign, _compare in (
+    ("lt", "<", lambda d: d < 0),
+    ("le", "<=", lambda d: d <= 0),
+    ("gt", ">", lambda d: d > 0),
+    ("ge", ">=", lambda d: d >= 0),
+    ("eq", "==", lambda d: d == 0),
+    ("ne", "!=", lambda d: d != 0),
 ):
-    setattr(SymInt, "__%s__" % _n, _comparison("__%s__" % _n, _compare))
+    setattr(SymInt, "__%s__" % _n, _comparison("__%s__" % _n, _sign, _compare))
 
 
 def same(a, b):

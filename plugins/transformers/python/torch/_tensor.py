@@ -368,7 +368,8 @@ def assign(t, new):
 
 
 def assign_all(t, new):
-    """`t.data = new`: shape and dtype change too."""
+    """`t.data = new`: shape and dtype change too. It is a tensor of its own from then on."""
+    t._base = t.spec = t.conv = None
     t.shape, t.dtype, t._v = new.shape, new.dtype, value(new)
     t._ver += 1
     return t

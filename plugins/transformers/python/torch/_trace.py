@@ -51,7 +51,7 @@ def name():
 
     Texts are put together as the interpreter does it fastest, here and in other places that run for every node.
     """
-    f = _getframe(2)
+    f = _getframe(3)  # ours: this function, `rec`, and the one that called it
     while f is not None:
         filename = f.f_code.co_filename
         short = _SHORT.get(filename)
@@ -107,22 +107,45 @@ def trace_range(*bounds):
     return range(*bounds)
 
 
-def trace_min(*args, **kwargs):
-    """`min` for modules of models: of a constant and a size that depends on T, the result remembers the constant.
+class Least(int):
+    """The constant in min(constant, T) where T is larger now."""
 
-    In `scores.topk(min(k, T))` that is the number that counts, whatever T is now (see _reduce.topk).
-    """
-    least = min(*args, **kwargs)
-    if type(least) is SymInt and len(args) == 2:
-        constants = [a for a in args if type(a) is int]
-        if constants:
-            least = SymInt(int(least), least.poly, least.text)
-            least.at_most = constants[0]
-    return least
+    guard = None
 
+
+def _extreme(pick, sign):
+    """`min` or `max` for modules of models. Of equals it does not matter which: the guard holds there too."""
+
+    def f(*args, **kwargs):
+        if kwargs or len(args) != 2 or (type(args[0]) is not SymInt and type(args[1]) is not SymInt):
+            return pick(*args, **kwargs)
+        a, b = args
+        d = _sym._difference(a, b)
+        if d is not None:
+            return a if (d <= 0) == (sign < 0) else b
+        chosen, other = (a, b) if (int(a) <= int(b)) == (sign < 0) else (b, a)
+        if sign < 0:
+            guard = _sym.note(chosen, "<=", other, True, lambda d: d <= 0)
+        else:
+            guard = _sym.note(chosen, ">=", other, True, lambda d: d >= 0)
+        if sign > 0 or (type(a) is SymInt and type(b) is SymInt):
+            return chosen
+        # In `scores.topk(min(k, T))` the constant counts, whatever T is now: see _reduce.topk, which takes the guard back.
+        if type(chosen) is SymInt:
+            least = SymInt(int(chosen), chosen.poly, chosen.text)
+            least.at_most = int(other)
+        else:
+            least = Least(chosen)
+        least.guard = guard
+        return least
+
+    return f
+
+
+trace_min, trace_max = _extreme(min, -1), _extreme(max, 1)
 
 # Names that the importer puts into modules of models before their code runs.
-GLOBALS = {"range": trace_range, "min": trace_min}
+GLOBALS = {"range": trace_range, "min": trace_min, "max": trace_max}
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -317,6 +340,14 @@ def start(hint):
     return S.tokens
 
 
+def broken_guards(tokens):
+    """Comparisons of sizes that come out otherwise at this number of tokens: the trace may be no graph for it.
+
+    (At one token many do, since models tell decoding from reading a prompt by it; both mean the same.)
+    """
+    return [g for g in GUARDS if g.holds(tokens) is False]
+
+
 def finish():
     S.on = False
     S.path = ""
@@ -436,5 +467,3 @@ def concrete(t, construct):
         "%s of a constant of shape %s" % (construct, list(t.shape)),
         "constants of more than %d elements, or that depend on T, have no value while tracing" % LIMIT,
     )
-
-

@@ -4,6 +4,7 @@ a lazy tensor (`torch._composite.causal_mask`) whose `.spec` the recorded attent
 evaluated over index tensors, as the real module does."""
 
 import torch
+from driver import lengths
 from torch import _composite, _trace
 
 from .utils.generic import GeneralInterface
@@ -107,7 +108,8 @@ def _make(config, inputs_embeds, attention_mask, or_mask_function, and_mask_func
         raise _trace.TraceError("attention in both directions", "only causal language models can be served")
     eager = config._attn_implementation == "eager"
     dtype = inputs_embeds.dtype if eager else torch.bool
-    if or_mask_function is None and and_mask_function is None and blocks is None:
+    plain = or_mask_function is None and and_mask_function is None and blocks is None
+    if plain and lengths.Blocks.multiple == 1:
         return _composite.causal_mask(window=window, chunk=chunk, dtype=dtype)
     function = causal_mask_function
     if window is not None:

@@ -139,7 +139,7 @@ class PreTrainedModel(nn.Module, EmbeddingAccessMixin):
 
     def _implementation(self):
         """SDPA's masks and classes where the model has them, since they leave attention in one call."""
-        return "sdpa" if self._supports_sdpa or self._supports_attention_backend else "eager"
+        return "sdpa" if self._supports_sdpa else "eager"
 
     def _check_and_adjust_attn_implementation(self, *_, **__):
         return self._implementation()

@@ -332,4 +332,6 @@ FUNCTIONS["nn.functional.pad"] = pad
 def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
-    raise _trace.MissingError("torch.nn.functional.%s, which the tracer does not know" % name, "use other functions of torch")
+    raise _trace.MissingError(
+        "torch.nn.functional.%s, which the tracer does not know" % name, "use other functions of torch"
+    )

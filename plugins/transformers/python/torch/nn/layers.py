@@ -198,6 +198,10 @@ class ConstantPad1d(_Pad):
     dimensions = 1
 
 
+class ConstantPad2d(_Pad):
+    dimensions = 2
+
+
 class ZeroPad1d(_Pad):
     dimensions = 1
 
@@ -283,8 +287,8 @@ def _convolution(n, transposed=False):
 
 
 for _n in (
-    "CrossEntropyLoss", "MSELoss", "BCELoss", "BCEWithLogitsLoss", "L1Loss", "SmoothL1Loss", "NLLLoss", "KLDivLoss", "CTCLoss",
-    "CosineEmbeddingLoss", "AvgPool1d", "AvgPool2d", "MaxPool1d", "MaxPool2d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d",
+    "CrossEntropyLoss", "MSELoss", "BCELoss", "BCEWithLogitsLoss", "L1Loss", "SmoothL1Loss", "NLLLoss", "KLDivLoss",
+    "CTCLoss", "CosineEmbeddingLoss", "AvgPool1d", "AvgPool2d", "MaxPool1d", "MaxPool2d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d",
     "AdaptiveMaxPool1d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "InstanceNorm1d", "InstanceNorm2d",
     "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer", "Transformer", "LSTM", "GRU", "RNN", "LSTMCell",
     "GRUCell", "Upsample", "UpsamplingNearest2d", "PixelShuffle", "Unfold", "Fold", "ReflectionPad1d", "ReflectionPad2d",
@@ -295,4 +299,3 @@ for _n in (
     if _n.startswith("Conv"):
         _members["_shapes"] = _convolution(int(_n[-2]), "Transpose" in _n)
     globals()[_n] = type(_n, (_NotTraced,), _members)
-

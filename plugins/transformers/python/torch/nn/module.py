@@ -128,7 +128,7 @@ class Module:
         return out
 
     def forward(self, *args, **kwargs):
-        raise NotImplementedError("Module [%s] is missing the required \"forward\" function" % type(self).__name__)
+        raise NotImplementedError('Module [%s] is missing the required "forward" function' % type(self).__name__)
 
     def _register(self, which, hook, with_kwargs, prepend=False):
         hooks = self.__dict__.setdefault("_hooks", ({}, {}))[which]
