@@ -170,8 +170,9 @@ fn settings_in_vllms_yaml_and_flags_that_only_vllm_has() {
     let file = place.put("config.yaml", yaml);
     let server = place.serve(&["--config", arg(&file), "--uvicorn-log-level", "info", "--seed", "5"]);
     assert_eq!(server.get("/v1/models").json()["data"][1]["id"], "second");
-    let body = serde_json::json!({"model": "second", "prompt": "What is", "ignore_eos": true});
-    let answer = server.ok("/v1/completions", &body);
+    let messages = serde_json::json!([{"role": "user", "content": "What is AI?"}]);
+    let body = serde_json::json!({"model": "second", "messages": messages, "ignore_eos": true});
+    let answer = server.ok("/v1/chat/completions", &body);
     assert_eq!(answer["usage"]["completion_tokens"], 3);
     let refused = place.run(&["serve", "--tensor-parallel-size", "2"]);
     assert_eq!(refused.code, Some(2));

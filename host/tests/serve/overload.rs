@@ -62,7 +62,7 @@ fn two_thousand_requests_at_once_are_taken_or_refused_and_the_server_stays_well(
     }
     assert_eq!((taken + refused, unhealthy), (REQUESTS, 0));
     assert!(refused > 0 && taken >= QUEUE, "{taken} were taken, {refused} refused");
-    assert_eq!(server.metric("vllm:admission_rejections_total") as usize, refused);
+    assert_eq!(server.metric_of("vllm:admission_rejections_total", "max_num_queued_reqs") as usize, refused);
     // Whoever was taken did not wait long: the queue is short.
     let mean = server.metric("vllm:e2e_request_latency_seconds_sum") / (taken as f64);
     assert!(mean < 10.0, "an admitted request took {mean} s on average");
