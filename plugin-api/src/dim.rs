@@ -100,6 +100,24 @@ impl Dim {
         Dim::collect(terms.into_iter())
     }
 
+    /// The dimension that gives this one when multiplied by `part`, if there is one: `part` is a single term, or a
+    /// fraction of the whole.
+    pub fn quotient(&self, part: &Dim) -> Option<Dim> {
+        let ratio = |whole: i64, part: i64| (part != 0 && whole % part == 0).then(|| whole / part);
+        if let [term] = part.0.as_slice() {
+            let divided = self.0.iter().map(|w| {
+                Some(Term {
+                    t: w.t.checked_sub(term.t)?,
+                    r: w.r.checked_sub(term.r)?,
+                    coefficient: ratio(w.coefficient, term.coefficient)?,
+                })
+            });
+            return Some(Dim(divided.collect::<Option<_>>()?));
+        }
+        let constant = Dim::from(ratio(self.0.first()?.coefficient, part.0.first()?.coefficient)?);
+        (part.mul(&constant).ok()? == *self).then_some(constant)
+    }
+
     /// The value at `T = t`, `R = r`.
     pub fn eval(&self, t: usize, r: usize) -> Result<usize, DimError> {
         let mut sum = 0i64;
@@ -266,6 +284,18 @@ mod tests {
             assert_eq!(a.mul(&b).unwrap().eval(t, r), Ok(x * y));
         }
         assert_eq!(a.sub(&a).unwrap(), dim("0"));
+    }
+
+    #[test]
+    fn quotients_multiply_back() {
+        for (whole, part, quotient) in
+            [("12", "4", "3"), ("6*T", "T", "6"), ("6*T", "2", "3*T"), ("2*T+6", "2", "T+3"), ("2*T+6", "T+3", "2")]
+        {
+            assert_eq!(dim(whole).quotient(&dim(part)), Some(dim(quotient)), "{whole} / {part}");
+        }
+        for (whole, part) in [("12", "5"), ("T", "2"), ("6", "T"), ("T+1", "T"), ("T+3", "0"), ("0", "T+1")] {
+            assert_eq!(dim(whole).quotient(&dim(part)), None, "{whole} / {part}");
+        }
     }
 
     #[test]

@@ -9,10 +9,16 @@ use super::rewrite::rewrite;
 pub(super) fn run(graph: &Graph) -> Result<Graph, SpecError> {
     rewrite(graph, |out, node| {
         let Some(&x) = node.inputs.first() else { return Ok(None) };
+        if turned_around(out, node) {
+            return out.push(node.op.clone(), vec![node.inputs[1], x], &node.name).map(Some);
+        }
         if changes_nothing(out, node, x) {
             return Ok(Some(x));
         }
-        merge(out, node, x)
+        match part(out, node, x)? {
+            Some(part) => Ok(Some(part)),
+            None => merge(out, node, x),
+        }
     })
 }
 
@@ -25,6 +31,39 @@ fn changes_nothing(out: &Graph, node: &Node, x: Value) -> bool {
         Op::Concat { .. } => node.inputs.len() == 1,
         _ => false,
     }
+}
+
+/// Whether a sum or product has the value of fixed size first: values of the step come first.
+fn turned_around(out: &Graph, node: &Node) -> bool {
+    let fixed = |v: Value| out.ty(v).shape.as_consts().is_some();
+    match (&node.op, node.inputs.as_slice()) {
+        (Op::Add | Op::Mul | Op::Max | Op::Min | Op::And | Op::Or, [a, b]) => fixed(*a) && !fixed(*b),
+        _ => false,
+    }
+}
+
+/// A slice of what was joined, within one of the parts.
+fn part(out: &mut Graph, node: &Node, x: Value) -> Result<Option<Value>, SpecError> {
+    let (Op::Slice { axis, start, end, step }, Op::Concat { axis: joined }) = (&node.op, &out.node(x).op) else {
+        return Ok(None);
+    };
+    let (Some(from), Some(to)) = (start.as_const(), end.as_const()) else { return Ok(None) };
+    if axis != joined {
+        return Ok(None);
+    }
+    let mut before = 0;
+    for part in out.node(x).inputs.clone() {
+        let Some(size) = out.ty(part).shape.0[*axis].as_const() else { return Ok(None) };
+        if before <= from && to <= before + size {
+            if (before, before + size, *step) == (from, to, 1) {
+                return Ok(Some(part));
+            }
+            let op = Op::Slice { axis: *axis, start: (from - before).into(), end: (to - before).into(), step: *step };
+            return out.push(op, vec![part], &node.name).map(Some);
+        }
+        before += size;
+    }
+    Ok(None)
 }
 
 /// reshape(reshape(x)) and permute(permute(x)) are one; so are slices of slices along one axis.
@@ -43,6 +82,8 @@ fn merge(out: &mut Graph, node: &Node, x: Value) -> Result<Option<Value>, SpecEr
                 _ => return Ok(None),
             }
         }
+        // Between the float types nothing is lost (decision 4).
+        (Op::Cast { dtype }, Op::Cast { dtype: middle }) if dtype.is_float() && middle.is_float() => node.op.clone(),
         _ => return Ok(None),
     };
     // The merged op may itself change nothing: reshape there and back.

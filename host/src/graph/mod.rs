@@ -5,9 +5,16 @@
 //! is loaded and by `host inspect`. Choosing kernels and buffers is not done here but in `exec`.
 
 mod canonicalise;
+mod constants;
 mod cse;
 mod dce;
+pub(crate) mod elementwise;
+mod fold;
 mod fuse;
+mod layout;
+mod order;
+mod recognise;
+mod repeats;
 mod rewrite;
 pub mod rows;
 mod select;
@@ -35,6 +42,26 @@ impl Pass {
 pub const PASSES: &[Pass] = &[
     Pass { name: "dce", about: "drops what no output needs", run: dce::run },
     Pass {
+        name: "fold",
+        about: "computes constant expressions, drops arithmetic that changes nothing",
+        run: fold::run,
+    },
+    Pass {
+        name: "layout",
+        about: "tokens first, no unit dimensions: shape ops only where they are needed",
+        run: layout::run,
+    },
+    Pass {
+        name: "canonicalise",
+        about: "drops shape ops and casts that change nothing, merges chains",
+        run: canonicalise::run,
+    },
+    Pass { name: "cse", about: "computes equal expressions once", run: cse::run },
+    Pass { name: "fold", about: "computes what the new layout made constant", run: fold::run },
+    Pass { name: "repeats", about: "computes once what is repeated", run: repeats::run },
+    Pass { name: "recognise", about: "recognises composites that are written out", run: recognise::run },
+    Pass { name: "simple", about: "names activations that are one op", run: recognise::run_simple },
+    Pass {
         name: "canonicalise",
         about: "drops shape ops and casts that change nothing, merges chains",
         run: canonicalise::run,
@@ -48,8 +75,9 @@ pub const PASSES: &[Pass] = &[
         about: "moves select_outputs up, so that less is computed for tokens without logits",
         run: select::run,
     },
+    Pass { name: "canonicalise", about: "merges what the moves brought together", run: canonicalise::run },
     Pass { name: "cse", about: "joins what the moves made equal", run: cse::run },
-    Pass { name: "dce", about: "drops what no output needs", run: dce::run },
+    Pass { name: "order", about: "lists what outputs need in the order in which they need it", run: order::run },
 ];
 
 /// Runs all passes. In debug builds the graph is verified after each one.

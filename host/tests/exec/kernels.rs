@@ -378,7 +378,9 @@ fn graphs_that_cannot_be_batched_are_refused() {
         (
             "iota",
             Box::new(|c| {
-                let i = c.b.iota(Dim::T());
+                // 0, 1, 2, ... are the positions, one a token; 1, 2, 3, ... are no rows of it.
+                let i = c.b.iota("T+1".parse::<Dim>().unwrap());
+                let i = c.b.op(slice("1", "T+1", 0), &[i]);
                 c.shaped(i, &[1])
             }),
         ),

@@ -7,3 +7,4 @@ mod passes;
 mod plans;
 mod random;
 mod support;
+mod traced;

@@ -106,8 +106,7 @@ const CASES: &[Line] = &[
     }),
     ("tables that are views are copied once, however often they are read", |b, x| {
         let q = b.split_heads(x, 2, 4);
-        let (cos, sin) = angles(b, 2);
-        let both = b.concat(1, &[cos, sin]);
+        let (both, _) = angles(b, 4);
         let a = (b.slice(both, 1, 0usize, 2usize), b.slice(both, 1, 2usize, 4usize));
         let q = b.rope(q, a, false);
         let q = b.rope(q, a, false);

@@ -11,7 +11,7 @@ use super::arena::{Arena, Data};
 use super::plan::{Elem, Operand, View};
 use super::statics::StaticData;
 use crate::exec::ExecError;
-use crate::exec::reference::elementwise as f;
+use crate::graph::elementwise as f;
 
 /// An elementwise call made ready: its function, and which column of every operand a column reads.
 pub(super) struct Kernel {

@@ -7,8 +7,8 @@ use super::arena::{Arena, Data};
 use super::plan::{Operand, View};
 use super::statics::StaticData;
 use crate::exec::ExecError;
-use crate::exec::reference::elementwise::{max, min};
 use crate::exec::reference::lanes::order;
+use crate::graph::elementwise::{max, min};
 
 /// Most elements that are sorted by choosing the largest again and again.
 const MAX_CHOSEN: usize = 64;

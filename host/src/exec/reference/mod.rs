@@ -7,11 +7,10 @@
 //! panics on what a plugin or a user sends. Called by the engine (`--executor reference`, through
 //! [`ReferenceExecutor`]), and by the tests of passes and kernels (through [`eval`] and [`eval_values`]).
 //!
-//! `prepare` folds a graph and runs it, `ops` dispatches one op, `elementwise` and `lanes` compute,
+//! `prepare` folds a graph and runs it, `ops` dispatches one op, `graph::elementwise` and `lanes` compute,
 //! `executor` speaks the engine's language.
 
 mod checkpoint;
-pub(super) mod elementwise;
 mod executor;
 pub(super) mod lanes;
 mod ops;

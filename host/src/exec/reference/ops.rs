@@ -10,7 +10,8 @@ use candle_core::{DType as Stored, Device, Tensor as Array, WithDType};
 use plugin_api::{ConstData, DType, Dim, InputKind, Op};
 
 use super::lanes::{self, map_lanes};
-use super::{EvalError, Inputs, Tensor, elementwise};
+use super::{EvalError, Inputs, Tensor};
+use crate::graph::elementwise;
 
 /// Why an op could not be computed; the caller adds which node it was.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ from copy import deepcopy
 import torch
 from torch import _trace
 
+from . import conversions
 from .errors import ModelError
 
 _INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
@@ -80,9 +81,9 @@ def _state_of(model):
 
 def _convert(model, state, leaves):
     """({parameter: tensor expression}, names that no parameter takes)"""
-    from transformers import conversion_mapping, core_model_loading
+    from transformers import core_model_loading
 
-    mapping = conversion_mapping.get_model_conversion_mapping(model)
+    mapping = conversions.for_model(model)
     renamings = [m for m in mapping if isinstance(m, core_model_loading.WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, core_model_loading.WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}

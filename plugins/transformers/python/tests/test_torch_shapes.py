@@ -1,10 +1,12 @@
 """Views, indices and writes: shapes, numbers, and what a write to a view does to its base."""
 
+import math
+
 import _graph
 import torch
 import torch.nn.functional as F
 from tests import raises, run
-from tests.values import begin, both, numbers
+from tests.values import begin, both, near, numbers
 from torch import _trace
 
 X = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
@@ -144,6 +146,8 @@ def test_large_constants_stay_expressions():
     part = causal[:, :, :3, :3]
     assert _graph.len() == before, "nothing is recorded until it is used"
     assert "value" in raises(_trace.TraceError, part.tolist)
+    table = torch.outer(torch.arange(512).float(), torch.tensor([1.0, 0.5])).cos()
+    assert table._v.data is None and near(numbers(table[3:4]), [math.cos(3.0), math.cos(1.5)])
 
 
 run(globals())

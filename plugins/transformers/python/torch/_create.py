@@ -148,6 +148,10 @@ def randperm(n, *, dtype=None, **kwargs):
     return arange(n, dtype=dtype or int64)
 
 
+# From this many on, 0, 1, 2, ... are the graph's iota and not known numbers.
+PLACES = 256
+
+
 def _number(x):
     return x.item() if isinstance(x, Tensor) else x
 
@@ -164,7 +168,9 @@ def arange(start=0, end=None, step=1, *, dtype=None, out=None, **kwargs):
         return _symbolic_arange(start, end, step, dtype)
     n = -int(-(end - start) // step) if step else 0
     n = max(0, n)
-    if n <= _trace.LIMIT:
+    # Places in a long table stay visible as such: taking rows of the table by position is then computing them there.
+    places = step == 1 and start == 0 and n > PLACES and not floats
+    if n <= _trace.LIMIT and not places:
         return constant((n,), dtype, _numbers.finish([start + i * step for i in range(n)], dtype.ir))
     return _symbolic_arange(start, end if not floats else start + n * step, step, dtype, n)
 

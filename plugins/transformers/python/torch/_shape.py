@@ -155,7 +155,7 @@ def atleast_2d(x):
 def permute_to(x, axes):
     shape = x.shape
     return rec(
-        "permute(axes:[" + ",".join([str(a) for a in axes]) + "])",
+        "permute(axes:" + dims(axes) + ")",
         [x],
         Size([shape[a] for a in axes]),
         x.dtype,

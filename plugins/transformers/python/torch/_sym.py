@@ -243,7 +243,11 @@ def note(a, sign, b, result, compare):
 def _comparison(name, sign, compare):
     plain = getattr(int, name)
 
+    equal = compare(0)
+
     def op(self, other):
+        if other is self:
+            return equal
         result = plain(self, other)
         if result is not NotImplemented and isinstance(other, _int):
             d = _difference(self, other)

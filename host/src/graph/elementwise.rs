@@ -1,10 +1,12 @@
-//! What every elementwise op does to one element. Called by `ops`, which does shapes and broadcasting.
+//! What every elementwise op does to one element: the one place where the arithmetic is. Executors and the folding of
+//! constants call it, so an expression gives the same bits whether it is computed at load or in a step. Shapes and
+//! broadcasting are the callers'.
 
 use candle_core::cpu::erf::erf_f32;
 use plugin_api::Op;
 
 /// The function of a one-input op on floats.
-pub(in crate::exec) fn float_unary(op: &Op) -> Option<fn(f32) -> f32> {
+pub(crate) fn float_unary(op: &Op) -> Option<fn(f32) -> f32> {
     Some(match op {
         Op::Neg => |x| -x,
         Op::Abs => f32::abs,
@@ -34,7 +36,7 @@ pub(in crate::exec) fn float_unary(op: &Op) -> Option<fn(f32) -> f32> {
 }
 
 /// The function of a one-input op on integers; arithmetic wraps.
-pub(in crate::exec) fn int_unary(op: &Op) -> Option<fn(i64) -> i64> {
+pub(crate) fn int_unary(op: &Op) -> Option<fn(i64) -> i64> {
     Some(match op {
         Op::Neg => i64::wrapping_neg,
         Op::Abs => i64::wrapping_abs,
@@ -44,13 +46,13 @@ pub(in crate::exec) fn int_unary(op: &Op) -> Option<fn(i64) -> i64> {
 }
 
 /// The function of a two-input op on floats.
-pub(in crate::exec) fn float_binary(op: &Op) -> Option<fn(f32, f32) -> f32> {
+pub(crate) fn float_binary(op: &Op) -> Option<fn(f32, f32) -> f32> {
     Some(match op {
         Op::Add => |a, b| a + b,
         Op::Sub => |a, b| a - b,
         Op::Mul => |a, b| a * b,
         Op::Div => |a, b| a / b,
-        Op::Pow => f32::powf,
+        Op::Pow => |a, b| f64::from(a).powf(f64::from(b)) as f32, // powf of f32 differs between C libraries
         Op::Max => max,
         Op::Min => min,
         Op::Rem => |a, b| {
@@ -61,10 +63,10 @@ pub(in crate::exec) fn float_binary(op: &Op) -> Option<fn(f32, f32) -> f32> {
     })
 }
 
-pub(in crate::exec) type IntBinary = fn(i64, i64) -> Result<i64, String>;
+pub(crate) type IntBinary = fn(i64, i64) -> Result<i64, String>;
 
 /// The function of a two-input op on integers; sums and products wrap.
-pub(in crate::exec) fn int_binary(op: &Op) -> Option<IntBinary> {
+pub(crate) fn int_binary(op: &Op) -> Option<IntBinary> {
     Some(match op {
         Op::Add => |a, b| Ok(a.wrapping_add(b)),
         Op::Sub => |a, b| Ok(a.wrapping_sub(b)),
@@ -78,12 +80,12 @@ pub(in crate::exec) fn int_binary(op: &Op) -> Option<IntBinary> {
 }
 
 /// The larger one; NaN if one is.
-pub(in crate::exec) fn max(a: f32, b: f32) -> f32 {
+pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a.is_nan() || a > b { a } else { b }
 }
 
 /// The smaller one; NaN if one is.
-pub(in crate::exec) fn min(a: f32, b: f32) -> f32 {
+pub(crate) fn min(a: f32, b: f32) -> f32 {
     if a.is_nan() || a < b { a } else { b }
 }
 
@@ -96,7 +98,7 @@ fn floor_div(a: i64, b: i64) -> Result<i64, String> {
 }
 
 /// The function of a comparison; every comparison with NaN is false but `ne`.
-pub(in crate::exec) fn comparison<E: PartialOrd>(op: &Op) -> Option<fn(E, E) -> bool> {
+pub(crate) fn comparison<E: PartialOrd>(op: &Op) -> Option<fn(E, E) -> bool> {
     Some(match op {
         Op::Eq => |a, b| a == b,
         Op::Ne => |a, b| a != b,
