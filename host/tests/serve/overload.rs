@@ -32,7 +32,7 @@ fn two_thousand_requests_at_once_are_taken_or_refused_and_the_server_stays_well(
     let server = place.serve(&["--disable-access-log", "--max-num-queued-reqs", &queue, "--max-num-seqs", "32"]);
     let body = |i: usize| {
         let prompt = format!("Tell me about number {i}");
-        json!({"prompt": prompt, "max_tokens": 16, "temperature": 0, "ignore_eos": true, "stream": i % 2 == 0})
+        json!({"prompt": prompt, "max_tokens": 16, "temperature": 0, "ignore_eos": true, "stream": i.is_multiple_of(2)})
     };
     for i in 0..8 {
         server.post("/v1/completions", body(i).to_string().as_bytes());
