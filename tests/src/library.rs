@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use host::engine::Stats;
 use host::llm::{DtypeChoice, Llm, LlmOptions, ModelSource};
 use host::registry::RegistryOptions;
+use host::transformers::PackageOptions;
+use host_zoo::transformers;
 
 /// The native plugins.
 pub const PLUGINS: [&str; 3] = ["llama", "gpt2", "helium"];
@@ -18,13 +20,29 @@ pub const PLUGINS: [&str; 3] = ["llama", "gpt2", "helium"];
 /// A registry over the native plugins alone. `worker` is `env!("CARGO_BIN_EXE_plugin-worker")`.
 pub fn registry(worker: &str) -> RegistryOptions {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| folder(Path::new(worker)));
+    let built = Path::new(worker).parent().expect("a program lies in a folder");
+    let folder = FOLDER.get_or_init(|| copies(built, "e2e-plugins", &PLUGINS));
     RegistryOptions {
         dirs: vec![folder.join("plugins")],
         implicit_dirs: vec![],
         worker: worker.into(),
         cache_dir: Some(folder.join("copies")),
         ..RegistryOptions::default()
+    }
+}
+
+/// The same with the plugin `transformers`, which reads the package that tests use.
+pub fn registry_with_transformers(worker: &str) -> RegistryOptions {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let built = Path::new(worker).parent().expect("a program lies in a folder");
+        copies(built, "e2e-all-plugins", &[&PLUGINS[..], &["transformers"]].concat())
+    });
+    RegistryOptions {
+        dirs: vec![folder.join("plugins")],
+        cache_dir: Some(folder.join("copies")),
+        transformers: PackageOptions { path: Some(transformers::package().into()), ..PackageOptions::default() },
+        ..registry(worker)
     }
 }
 
@@ -54,15 +72,14 @@ pub fn at_rest(llm: &Llm) -> Stats {
 }
 
 /// A lasting folder with copies of the plugins: cargo's own may be writable by others (umask), which the registry refuses.
-fn folder(worker: &Path) -> PathBuf {
-    let built = worker.parent().expect("a program lies in a folder");
-    let folder = built.join("e2e-plugins");
+fn copies(built: &Path, name: &str, plugins_of: &[&str]) -> PathBuf {
+    let folder = built.join(name);
     let plugins = folder.join("plugins");
     fs::create_dir_all(&plugins).expect("a folder for plugins");
     for dir in [&folder, &plugins] {
         fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("sets the mode");
     }
-    for name in PLUGINS {
+    for name in plugins_of {
         let file = format!("{}host_plugin_{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
         let library = built.join("deps").join(&file);
         let content = fs::read(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));

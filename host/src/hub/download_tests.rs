@@ -47,6 +47,28 @@ fn blobs(cache: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+fn python_files_are_fetched_if_asked_for_and_never_out_of_the_folder() {
+    let model = weights("w", 8);
+    let server = Server::start(&[
+        ("config.json", CONFIG),
+        ("model.safetensors", &model),
+        ("modeling_tiny.py", b"x = 1"),
+        ("sub/more.py", b"y = 1"),
+        ("../escape.py", b"never"),
+        (".hidden/hook.py", b"never"),
+        ("setup.pyc", b"never"),
+    ]);
+    let cache = tempfile::tempdir().unwrap();
+    let options = HubOptions { python_files: true, ..server.options(cache.path()) };
+    let dir = run(&options).unwrap().dir;
+    assert_eq!(fs::read(dir.join("sub/more.py")).unwrap(), b"y = 1");
+    let asked: Vec<String> = server.requests().into_iter().filter(|r| r.ends_with(".py")).collect();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(asked.iter().any(|r| r.ends_with("/modeling_tiny.py")), "{asked:?}");
+    assert!(!dir.join("../escape.py").exists());
+}
+
+#[test]
 fn download_then_cache_then_offline() {
     let (server, cache) = (single(), tempfile::tempdir().unwrap());
     let mut options = server.options(cache.path());

@@ -113,7 +113,13 @@ impl Cache {
         copy.as_file().set_permissions(fs::Permissions::from_mode(0o500))?;
         copy.as_file().sync_all()?;
         let path = self.copy_path(&hash);
-        copy.persist(&path).map_err(|e| e.error)?;
+        // Another thread or process may have made the same copy meanwhile, and a worker may be opening it: a file that is
+        // replaced under its name is another one to the worker's sandbox.
+        match copy.persist_noclobber(&path) {
+            Ok(_) => {}
+            Err(_) if self.existing(&hash, size).is_some() => {}
+            Err(e) => drop(e.file.persist(&path).map_err(|e| e.error)?),
+        }
         Ok(Copy { path, hash, size })
     }
 
@@ -211,6 +217,22 @@ mod tests {
         assert_eq!(fs::metadata(&cache.dir).unwrap().mode() & 0o777, 0o700);
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(Cache::open(Some(&dir)).unwrap().dir, dir);
+    }
+
+    #[test]
+    fn a_copy_that_is_there_is_kept_unless_it_is_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::open(Some(&root.path().join("cache"))).unwrap();
+        let file = root.path().join("libhost_plugin_x.so");
+        fs::write(&file, "any content").unwrap();
+        let inode = |copy: &Copy| fs::metadata(&copy.path).unwrap().ino();
+        let first = cache.copy(&file, Trust::Named).unwrap();
+        let kept = inode(&first);
+        assert_eq!(inode(&cache.copy(&file, Trust::Named).unwrap()), kept, "a worker may be opening it");
+        fs::set_permissions(&first.path, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(&first.path, "cut").unwrap();
+        let again = cache.copy(&file, Trust::Named).unwrap();
+        assert_eq!(fs::read_to_string(&again.path).unwrap(), "any content");
     }
 
     #[test]

@@ -181,3 +181,28 @@ fn address_space() -> io::Result<u64> {
 fn address_space() -> io::Result<u64> {
     Ok(1 << 30)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_with_what_it_means() {
+        let whole = SandboxSupport { landlock: Ok(6), seccomp: Ok(()) };
+        assert!(whole.missing().is_empty());
+        let none = SandboxSupport { landlock: Err("too old".into()), seccomp: Err("forbidden".into()) };
+        let missing = none.missing();
+        assert!(missing[0].contains("can read what the server's user can read") && missing[0].contains("(too old)"));
+        assert!(missing[1].contains("start processes and use the network") && missing[1].contains("(forbidden)"));
+        assert_eq!(missing.len(), 2);
+    }
+
+    #[test]
+    fn asking_the_kernel_leaves_this_process_free() {
+        let support = support();
+        assert_eq!(support.landlock.is_ok(), confines_files());
+        assert!(std::fs::read_to_string("/proc/self/status").is_ok());
+        assert!(std::thread::Builder::new().spawn(|| {}).is_ok_and(|thread| thread.join().is_ok()));
+        assert!(std::net::TcpListener::bind("127.0.0.1:0").is_ok());
+    }
+}

@@ -6,7 +6,7 @@ graph never depends on the length it was traced with."""
 import _graph
 import _host
 
-from . import attention, classes, configs, dispatch, lengths, loops, rope, trace, weights
+from . import attention, classes, configs, dispatch, lengths, loops, rope, squares, trace, weights
 
 # Numbers of tokens: one that is shorter than windows and other limits usually are, and two that are longer.
 SHORT = 11
@@ -19,6 +19,7 @@ def build(request):
     config = configs.load(raw)
     cls = classes.model_class(configs.architecture(raw), config, raw)
     loops.install(cls, config)
+    squares.install()
     clock.append(_host.clock())
     model = instantiate(cls, config)
     weights.bind(model, request["tensors"])

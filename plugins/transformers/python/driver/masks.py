@@ -81,6 +81,8 @@ def _specification(visible, node, tokens):
     if visible == causal(tokens):
         # A window that is longer than the trace would not be seen: it must not occur either.
         return (None, None) if not _numbers_beyond(node, tokens) else None
+    if not all(any(visible[i * tokens : (i + 1) * tokens]) for i in range(tokens)):
+        return None
     windows = {max(i - j for j in range(tokens) if visible[i * tokens + j]) + 1 for i in range(tokens)}
     window = max(windows)
     if visible == causal(tokens, window):

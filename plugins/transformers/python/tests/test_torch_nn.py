@@ -37,6 +37,8 @@ def test_names():
     assert model[0].norms[0]._path == "0.norms.0" and model.get_parameter("0.scale").dtype is torch.bfloat16
     assert [n for n, _ in model.named_modules()][:3] == ["", "0", "0.linear"]
     block = model[0]
+    block.scale, block.linear = nn.Parameter(torch.ones(3)), nn.Linear(4, 3, bias=False)
+    assert [n for n, _ in model.named_parameters()] == names, "what is replaced keeps its place"
     block.scale = None
     assert block.scale is None and "scale" in block._parameters
     assert raises(AttributeError, lambda: block.nothing) == "'Block' object has no attribute 'nothing'"

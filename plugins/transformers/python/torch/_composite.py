@@ -48,7 +48,7 @@ def causal_mask(window=None, chunk=None, dtype=bool_, rank=4):
     op = _call("causal_mask", _options(window=_some(window), chunk=_some(chunk)))
 
     def build():
-        m = rec("reshape(shape:%s)" % _trace.dims(shape), [_trace.leaf(op, (t, t), bool_)], shape, bool_)
+        m = _shaped(_trace.leaf(op, (t, t), bool_), shape)
         if dtype.ir == "bool":
             return m
         return FUNCTIONS["where"](m, _trace.scalar(0.0, dtype), _trace.scalar(_dtypes.finfo(dtype).min, dtype))

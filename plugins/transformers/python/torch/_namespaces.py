@@ -209,6 +209,10 @@ def build():
     module("torch.export", export=refuse("export.export"), Dim=nothing("Dim"), ExportedProgram=nothing("ExportedProgram"))
     module("torch.types", Device=object, Number=object, _size=tuple)
     module("torch._C", _get_tracing_state=none, _nn=_FLAGS(), DispatchKey=nothing("DispatchKey"))
+    for name in ("profiling_mode", "profiling_executor", "texpr_fuser_enabled", "nvfuser_enabled"):
+        module("torch._C", **{"_jit_set_" + name: none})
+    for name in ("fuse_on_cpu", "fuse_on_gpu"):
+        module("torch._C", **{"_jit_override_can_" + name: none})
     module("torch._tensor", Tensor=Tensor)
     _utils()
     _nn()
@@ -272,7 +276,9 @@ def _nn():
            create_block_mask=refuse("create_block_mask"), create_mask=refuse("create_mask"), and_masks=refuse("and_masks"),
            or_masks=refuse("or_masks"), _DEFAULT_SPARSE_BLOCK_SIZE=128)  # fmt: skip
     module("torch.nn.attention.bias", CausalBias=nothing("CausalBias"), causal_lower_right=refuse("causal_lower_right"))
-    module("torch.nn.utils", clip_grad_norm_=zero)
+    module("torch.nn.utils", clip_grad_norm_=zero, clip_grad_value_=zero, weight_norm=refuse("nn.utils.weight_norm"),
+           skip_init=lambda cls, *args, **kwargs: cls(*args, **kwargs), parameters_to_vector=refuse("parameters_to_vector"),
+           spectral_norm=refuse("nn.utils.spectral_norm"), remove_weight_norm=same)  # fmt: skip
     module("torch.nn.utils.rnn", pad_sequence=refuse("pad_sequence"), PackedSequence=nothing("PackedSequence"))
     module("torch.nn.utils.parametrizations", weight_norm=same)
     module("torch.nn.utils.parametrize")

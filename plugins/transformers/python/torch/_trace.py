@@ -34,6 +34,10 @@ S.scalars, S.inputs, S.weights, S.symbols = {}, {}, {}, {}
 # Set by the driver: called with (tensor, as_tuple) where the positions of true elements of a traced tensor are asked for.
 on_nonzero = None
 
+# Set by the driver: called with the node and value of an expression over [T, T] that depends on no token and no weight, which
+# is a mask most of the time; gives another node for it, or None.
+on_square = None
+
 
 # ---- where in the model's code we are -----------------------------------------------------------------------------
 _SHORT = {}
@@ -205,6 +209,8 @@ def node_of(v):
         n = _graph.const(v.ir, [int(d) for d in v.shape], v.data, "")[0]
     elif v.op is not None:
         n = _push(v.op, [node_of(i) for i in v.ins], v.label or name())[0]
+        if on_square is not None and not v.live and len(v.shape) > 1 and v.shape[-1] is v.shape[-2] is S.tokens:
+            n = on_square(n, v) or n
     elif v.make is not None:
         t = v.make()
         n = t if type(t) is int else node_of(value(t))
@@ -452,6 +458,13 @@ def from_node(n, ir, shape):
     v = Value(Size(sizes), ir, True)
     v.node, v.epoch = n, S.epoch
     return make(v.shape, _FROM_IR[ir], v)
+
+
+def at_node(n, v):
+    """A tensor of a node that has the shape and type of this value."""
+    out = Value(v.shape, v.ir, True)
+    out.node, out.epoch = n, S.epoch
+    return make(v.shape, _FROM_IR[v.ir], out)
 
 
 def node(t):

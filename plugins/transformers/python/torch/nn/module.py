@@ -32,12 +32,14 @@ class Module:
         if isinstance(x, Parameter):
             if "_parameters" not in d:
                 raise AttributeError("cannot assign parameters before Module.__init__() call")
-            self._forget(name)
+            if name not in d["_parameters"]:
+                self._forget(name)
             d["_parameters"][name] = x
         elif isinstance(x, Module):
             if "_modules" not in d:
                 raise AttributeError("cannot assign module before Module.__init__() call")
-            self._forget(name)
+            if name not in d["_modules"]:
+                self._forget(name)
             d["_modules"][name] = x
         elif isinstance(x, Tensor) and "_buffers" in d and (name in d["_buffers"] or isinstance(x, Buffer)):
             d["_buffers"][name] = x
