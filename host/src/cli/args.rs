@@ -70,8 +70,8 @@ pub(super) struct SearchArgs {
     /// A folder with plugins, searched before all others; may be repeated
     #[arg(long, value_name = "DIR")]
     pub(super) plugins_dir: Vec<PathBuf>,
-    /// Seconds that a plugin may take for one answer
-    #[arg(long, env = "HOST_PLUGIN_TIMEOUT", default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Seconds that a plugin may take to build a model's graph
+    #[arg(long, env = "HOST_PLUGIN_TIMEOUT", default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) plugin_timeout: u64,
     /// Memory that a plugin may use
     #[arg(long, env = "HOST_PLUGIN_MEMORY", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
