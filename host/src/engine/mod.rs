@@ -23,4 +23,4 @@ pub use guide::{Guide, GuideError, Restriction};
 pub use handle::{Engine, EngineConfig, EngineError, EngineHandle, EventStream, SubmitError};
 pub use params::{EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs};
 pub use sequence::Sequence;
-pub use stats::{EngineState, Stats};
+pub use stats::{EngineState, STEP_BUCKETS, Stats};

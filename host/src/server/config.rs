@@ -59,6 +59,8 @@ pub struct ServerConfig {
     pub reasoning_parser: FormatChoice<ReasoningFormat>,
     /// Whether to write one log line a request (probes and scrapes never get one).
     pub access_log: bool,
+    /// Further paths that get no line.
+    pub unlogged: Vec<String>,
     /// A step of the engine that takes longer is taken for a hang by `/health`.
     pub hang_timeout: Duration,
     /// Which other origins' pages may use the API.
@@ -82,6 +84,7 @@ impl Default for ServerConfig {
             tool_call_parser: FormatChoice::Auto,
             reasoning_parser: FormatChoice::Auto,
             access_log: true,
+            unlogged: Vec::new(),
             hang_timeout: Duration::from_secs(120),
             cors: CorsConfig::default(),
             tls: None,

@@ -18,6 +18,7 @@ mod logprobs;
 mod metrics;
 mod middleware;
 mod openapi;
+mod page;
 mod parsers;
 mod protocol;
 mod render;
@@ -43,6 +44,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use config::{FormatChoice, ServerConfig};
 pub use cors::{CorsConfig, CorsError};
 pub use error::ApiError;
+pub use middleware::random_key;
 pub use parsers::{ReasoningFormat, ToolFormat};
 pub use serve::{ServerError, serve};
 pub use tls::{TlsError, TlsFiles};
@@ -61,6 +63,7 @@ fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
         .route("/v1/responses", post(responses::handle))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
+        .route("/", get(page::page))
         .route("/health", get(info::health))
         .route("/health/ready", get(info::ready))
         .route("/ping", get(info::health).post(info::health))

@@ -78,6 +78,7 @@ const ROUTES: &[Route] = &[
         Some(("DetokenizeRequest", DetokenizeRequest::schema)),
         Answers::Object,
     ),
+    ("get", "/", "The playground", None, Answers::Text("text/html")),
     ("get", "/health", "Whether the engine moves", None, Answers::Object),
     ("get", "/health/ready", "Whether it takes requests", None, Answers::Object),
     ("get", "/ping", "Whether the engine moves", None, Answers::Object),

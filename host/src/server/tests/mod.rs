@@ -7,8 +7,10 @@ mod completions;
 mod guard;
 mod http;
 mod operate;
+mod page;
 mod refuse;
 mod responses;
+mod scrape;
 mod structured;
 mod tools;
 
