@@ -39,12 +39,12 @@ def record(model, length):
     long = max(length - 1, 2 * SHORT + 1)
     multiple, first = _first_trace(model)
     second = _trace_once(model, long, multiple)
-    if first.text == second.text:
-        return
-    lengths.check(first, second)
-    _graph.reset()
-    _trace_once(model, long, multiple)
-    _trace_once(model, long - long // 4, multiple)
+    if first.text != second.text:
+        lengths.check(first, second)
+        _graph.reset()
+        _trace_once(model, long, multiple)
+        _trace_once(model, long - long // 4, multiple)
+    lengths.check_all(length)
 
 
 def _first_trace(model):

@@ -77,6 +77,16 @@ def check(short, long):
         )
 
 
+def check_all(longest):
+    """The comparisons of the last trace must come out the same for every length, from 2 tokens to the longest."""
+    for guard in _trace.broken_guards(longest):
+        if _limit(guard.text) not in _choices:
+            raise ModelError(
+                "%s: the model takes another path for some sequences of up to %d tokens (%s); compute both paths with "
+                "torch.where, or use a native plugin for this model" % (guard.place, longest, guard.text)
+            )
+
+
 def _limit(what):
     """The number in `T gt 16` and the like."""
     words = what.split()
