@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// The most prompt tokens that wait for their first step; more are refused, but one request always may wait.
     pub max_waiting_tokens: Option<usize>,
+    /// What seeds of requests without one are made from; `None`: the operating system.
+    pub seed: Option<u64>,
 }
 
 impl EngineConfig {
@@ -47,6 +49,7 @@ impl EngineConfig {
             enable_prefix_caching: true,
             max_waiting: 1024,
             max_waiting_tokens: None,
+            seed: None,
         }
     }
 
@@ -280,8 +283,10 @@ impl EngineHandle {
         for ((request, max_len), size) in requests.into_iter().zip(lengths).zip(sizes) {
             // Room for every event there can be: the engine never waits for a client.
             let (events, receiver) = mpsc::channel(max_len - request.prompt.len() + 4);
-            let seed = request.params.seed.unwrap_or_else(random_seed);
             let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+            // Each request of a run has another seed, the same one in every run.
+            let fresh = || config.seed.map_or_else(random_seed, |seed| mix(seed ^ mix(id)));
+            let seed = request.params.seed.unwrap_or_else(fresh);
             let submission = Submission { id, seed, request, max_len, events };
             if let Err(error) = commands.try_send(Command::Submit(Box::new(submission))) {
                 shared.queued.fetch_sub(left, Ordering::AcqRel);
@@ -386,6 +391,14 @@ fn check_ids(prompt: &[u32], params: &SamplingParams, vocab_size: usize) -> Resu
 /// A seed from the operating system, by way of the standard library's hasher keys.
 fn random_seed() -> u64 {
     RandomState::new().hash_one(Instant::now())
+}
+
+/// SplitMix64's finaliser.
+fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// The events of one request. Dropping it aborts the request; its blocks are free before the next step.

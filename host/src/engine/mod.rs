@@ -21,4 +21,4 @@ mod tests;
 pub use handle::{Engine, EngineConfig, EngineError, EngineHandle, EventStream, SubmitError};
 pub use params::{EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs};
 pub use sequence::Sequence;
-pub use stats::{EngineState, Stats};
+pub use stats::{EngineState, STEP_BUCKETS, Stats};

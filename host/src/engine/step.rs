@@ -110,6 +110,7 @@ impl Request {
         }
         if seq.output_len() == 0 {
             shared.prompt_tokens.fetch_add(seq.prompt_len as u64, Relaxed);
+            shared.prompt_cached.fetch_add(seq.cached_tokens as u64, Relaxed);
             self.first_token = Some(Instant::now());
             if self.params.prompt_logprobs.is_some() {
                 let prompt_logprobs = std::mem::take(&mut self.prompt_logprobs);
@@ -240,7 +241,7 @@ impl Core {
         }
         self.publish(true);
         if decision.tokens > 0 {
-            self.shared.steps.fetch_add(1, Relaxed);
+            self.shared.count_step(decision.tokens);
             if let Err(error) = self.execute() {
                 tracing::error!("a step failed: {error}");
                 self.shared.failed_steps.fetch_add(1, Relaxed);

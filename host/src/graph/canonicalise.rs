@@ -2,7 +2,7 @@
 //! executors see one form of each thing.
 
 use plugin_api::spec::SpecError;
-use plugin_api::{Dim, Graph, Node, Op, Value};
+use plugin_api::{ConstData, Dim, Graph, Node, Op, Value};
 
 use super::rewrite::rewrite;
 
@@ -15,8 +15,11 @@ pub(super) fn run(graph: &Graph) -> Result<Graph, SpecError> {
         if changes_nothing(out, node, x) {
             return Ok(Some(x));
         }
-        match part(out, node, x)? {
-            Some(part) => Ok(Some(part)),
+        if let Some(part) = part(out, node, x)? {
+            return Ok(Some(part));
+        }
+        match indexed(out, node) {
+            Some((op, inputs)) => out.push(op, inputs, &node.name).map(Some),
             None => merge(out, node, x),
         }
     })
@@ -39,6 +42,27 @@ fn turned_around(out: &Graph, node: &Node) -> bool {
     match (&node.op, node.inputs.as_slice()) {
         (Op::Add | Op::Mul | Op::Max | Op::Min | Op::And | Op::Or, [a, b]) => fixed(*a) && !fixed(*b),
         _ => false,
+    }
+}
+
+/// Indexing that is simpler than it looks: neighbours taken by literal indices, and whole rows gathered.
+fn indexed(out: &Graph, node: &Node) -> Option<(Op, Vec<Value>)> {
+    let (x, index) = (*node.inputs.first()?, out.node(*node.inputs.get(1)?));
+    match (&node.op, &index.op) {
+        (Op::Take { axis }, Op::Const { shape, data: ConstData::I64(places), .. }) if shape.len() == 1 => {
+            let (first, size) = (*places.first()?, out.ty(x).shape.0[*axis].as_const()?);
+            let run = first >= 0 && first + places.len() as i64 <= size;
+            let neighbours = run && places.iter().zip(first..).all(|(a, b)| *a == b);
+            let (start, end) = (Dim::from(first), Dim::from(first + places.len() as i64));
+            neighbours.then(|| (Op::Slice { axis: *axis, start, end, step: 1 }, vec![x]))
+        }
+        (Op::Gather { axis: 0 }, Op::Broadcast { .. }) => {
+            let column = out.node(index.inputs[0]);
+            let (Op::Reshape { shape }, [places]) = (&column.op, column.inputs.as_slice()) else { return None };
+            let rows = shape.len() == out.ty(x).shape.rank() && shape[1..].iter().all(Dim::is_one);
+            (rows && out.ty(*places).shape.0 == shape[..1]).then(|| (Op::Take { axis: 0 }, vec![x, *places]))
+        }
+        _ => None,
     }
 }
 

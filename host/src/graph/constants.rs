@@ -45,7 +45,9 @@ impl Constant {
 /// The value of a primitive of these inputs, of type `dtype` and this shape; `None` where it is not folded.
 pub(super) fn apply(op: &Op, inputs: &[&Constant], dtype: DType, shape: &[usize]) -> Option<Constant> {
     let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-    if elements > MAX_ELEMENTS || elements == 0 || inputs.iter().any(|x| x.data.is_empty()) {
+    // Tables, but no masks and other things that are much larger than what they are made of.
+    let grows = elements > 1024 && elements > 2 * inputs.iter().map(|x| x.data.len()).sum::<usize>();
+    if elements > MAX_ELEMENTS || elements == 0 || grows || inputs.iter().any(|x| x.data.is_empty()) {
         return None;
     }
     let data = match (op, inputs) {

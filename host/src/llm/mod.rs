@@ -54,7 +54,9 @@ pub use load::{Blueprint, Chosen};
 pub use options::RequestParams as SamplingParams;
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 pub use output::{Finish, Generation, Output, StopReason};
-pub use settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
+pub use settings::{
+    DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, LoadError, ModelSource,
+};
 
 use output::{Choice, ChoiceSetup};
 

@@ -33,6 +33,8 @@ pub struct ModelInfo {
     pub created: u64,
     /// The most `logprobs` and `prompt_logprobs` that may be asked for; -1: no limit (vLLM's `--max-logprobs`).
     pub max_logprobs: i64,
+    /// Element type of the KV cache.
+    pub kv_cache_dtype: String,
 }
 
 impl Default for ModelInfo {
@@ -51,6 +53,7 @@ impl Default for ModelInfo {
             executor: "cpu".into(),
             created: 0,
             max_logprobs: 20,
+            kv_cache_dtype: String::new(),
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Whether to write one log line a request (probes and scrapes never get one).
     pub access_log: bool,
+    /// Further paths that get no line.
+    pub unlogged: Vec<String>,
     /// A step of the engine that takes longer is taken for a hang by `/health`.
     pub hang_timeout: Duration,
     /// Which other origins' pages may use the API.
@@ -50,6 +52,7 @@ impl Default for ServerConfig {
             read_timeout: Duration::from_secs(60),
             max_connections: 8192,
             access_log: true,
+            unlogged: Vec::new(),
             hang_timeout: Duration::from_secs(120),
             cors: CorsConfig::default(),
             tls: None,

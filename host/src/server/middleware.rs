@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
+use super::page;
 use super::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -50,6 +51,13 @@ impl RequestId {
     }
 }
 
+/// A key that nobody can guess, for a server that only its own process should use.
+pub fn random_key() -> String {
+    // The standard library seeds its hashers from the system's source of random numbers.
+    let word = || RandomState::new().hash_one(Instant::now());
+    format!("{:016x}{:016x}", word(), word())
+}
+
 /// Gives the request its id, times it and logs it.
 pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let id = request
@@ -57,14 +65,20 @@ pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Req
         .get(&REQUEST_ID)
         .and_then(|value| RequestId::from_client(value.to_str().ok()?))
         .unwrap_or_else(RequestId::fresh);
-    let logged = state.config.access_log && !UNLOGGED.contains(&request.uri().path());
-    let line = logged.then(|| (request.method().clone(), request.uri().path().to_owned(), Instant::now()));
+    // Only routes that exist have a name, so that nobody can make up labels.
+    let handler = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let path = request.uri().path();
+    let silent = UNLOGGED.contains(&path) || state.config.unlogged.iter().any(|other| other == path);
+    let logged = state.config.access_log && !silent;
+    let line = logged.then(|| (request.uri().path().to_owned(), Instant::now()));
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
+    state.metrics.handled(handler, &method, response.status());
     if let Ok(value) = HeaderValue::from_str(&id.text) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    if let Some((method, path, start)) = line {
+    if let Some((path, start)) = line {
         let status = response.status().as_u16();
         // For streams this is the time until the answer began.
         let ms = start.elapsed().as_secs_f64() * 1e3;
@@ -103,6 +117,9 @@ impl Keys {
 pub(crate) async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if OPEN.contains(&request.uri().path()) || state.keys.admit(request.headers().get(header::AUTHORIZATION)) {
         return next.run(request).await;
+    }
+    if request.uri().path() == "/" && request.method() == Method::GET {
+        return page::sign_in();
     }
     let message = "this server needs an API key; send it as Authorization: Bearer KEY";
     ApiError::new(StatusCode::UNAUTHORIZED, message).into_response()

@@ -15,6 +15,7 @@ mod info;
 mod logprobs;
 mod metrics;
 mod middleware;
+mod page;
 mod protocol;
 mod run;
 mod serve;
@@ -36,6 +37,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use config::ServerConfig;
 pub use cors::{CorsConfig, CorsError};
 pub use error::ApiError;
+pub use middleware::random_key;
 pub use serve::{ServerError, serve};
 pub use tls::{TlsError, TlsFiles};
 
@@ -48,6 +50,7 @@ fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
+        .route("/", get(page::page))
         .route("/health", get(info::health))
         .route("/health/ready", get(info::ready))
         .route("/ping", get(info::health).post(info::health))

@@ -4,7 +4,7 @@
 use host::exec::Dtype;
 use host::exec::cpu::plan;
 use host::graph::optimise;
-use plugin_api::{Activation, AttentionOptions, Builder, DType, Dim, Graph, Op, Value, spec};
+use plugin_api::{Activation, AttentionOptions, Builder, ConstData, DType, Dim, Graph, Op, Value, define, spec};
 
 use super::support::*;
 
@@ -265,4 +265,215 @@ fn a_traced_llama_has_the_plan_of_a_written_one() {
         check_meaning("written", &written);
         assert_eq!(planned(&traced), planned(&written), "pairs: {pairs}");
     }
+}
+
+/// A graph with these heads of a value [T, 16], whose output is what `make` makes of it.
+fn with_heads(heads: usize, make: impl Fn(&mut Tracer, Value) -> Value) -> Graph {
+    let mut t = Tracer(Builder::new());
+    let (ids, table) = (t.0.token_ids(), t.0.weight("embed", [9, HIDDEN]));
+    let x = t.0.embedding(ids, table);
+    let x = t.0.split_heads(x, heads, HIDDEN / heads);
+    let y = make(&mut t, x);
+    let y = t.view(y, &[Dim::T(), HIDDEN.into()]);
+    let y = t.0.select_outputs(y);
+    t.0.output("logits", y);
+    t.0.finish().unwrap()
+}
+
+fn count(graph: &Graph, name: &str) -> usize {
+    graph.nodes.iter().filter(|n| n.op.name() == name).count()
+}
+
+#[test]
+fn definitions_are_recognised() {
+    use Activation::*;
+    let mut ops: Vec<Op> = [Silu, Gelu, GeluTanh, QuickGelu, Relu, ReluSquared, Softplus, Sigmoid, Tanh]
+        .map(|kind| Op::Activation { kind })
+        .to_vec();
+    ops.extend([
+        Op::Softmax,
+        Op::RmsNorm { eps: 1e-3, unit_offset: false },
+        Op::RmsNorm { eps: 1e-6, unit_offset: true },
+    ]);
+    ops.extend([Op::LayerNorm { eps: 1e-5 }, Op::Rope { interleaved: false }, Op::Rope { interleaved: true }]);
+    let plain = AttentionOptions::default();
+    for op in ops {
+        for dtype in [DType::Float, DType::F32] {
+            let graph = with_heads(4, |t, x| {
+                let b = &mut t.0;
+                let x = b.cast(x, dtype);
+                let weight = |b: &mut Builder, name: &str| {
+                    let w = b.weight(name, [4]);
+                    b.cast(w, dtype)
+                };
+                let inputs = match op {
+                    Op::RmsNorm { .. } => vec![x, weight(b, "w")],
+                    Op::LayerNorm { .. } => vec![x, weight(b, "w"), weight(b, "b")],
+                    Op::Rope { .. } => {
+                        let p = b.positions();
+                        let p = b.cast(p, DType::F32);
+                        let p = b.reshape(p, [Dim::T(), 1usize.into()]);
+                        let f = b.constant(vec![1.0, 0.1]);
+                        let a = b.mul(p, f);
+                        vec![x, b.op(Op::Cos, &[a]), b.op(Op::Sin, &[a])]
+                    }
+                    _ => vec![x],
+                };
+                b.op(op.clone(), &inputs)
+            });
+            let expanded = define::expand(&graph).unwrap();
+            let found = optimise(&expanded).unwrap();
+            let what = format!("{op} of {dtype}");
+            let known = found.nodes.iter().filter(|n| n.op == op).count();
+            assert_eq!(known, 1, "{what}:\n{}", found.to_text());
+            check_meaning(&what, &expanded);
+        }
+    }
+    for (what, options) in [
+        ("plain", plain),
+        ("window", AttentionOptions { window: Some(3), ..plain }),
+        ("softcap", AttentionOptions { softcap: Some(2.0), ..plain }),
+    ] {
+        let graph = with_heads(4, |t, x| t.0.attention(0, [x, x, x], 0.3, options));
+        let expanded = define::expand(&graph).unwrap();
+        let found = optimise(&expanded).unwrap();
+        let same = |n: &&plugin_api::Node| n.op == graph.nodes.iter().find(|n| n.op.state().is_some()).unwrap().op;
+        assert_eq!(found.nodes.iter().filter(same).count(), 1, "{what}:\n{}", found.to_text());
+        check_meaning(what, &expanded);
+    }
+}
+
+impl Tracer {
+    /// softmax(scores) v by hand: `mask` is applied to [1, H, T, T].
+    fn by_hand(&mut self, x: Value, scores: impl Fn(&mut Tracer, Value) -> Value) -> Value {
+        let x = self.unsqueeze(x, 0);
+        let x = self.transpose(x, 1, 2);
+        let k = self.transpose(x, 2, 3);
+        let s = self.0.matmul(x, k);
+        let s = scores(self, s);
+        let p = self.0.op(Op::Softmax, &[s]);
+        let y = self.0.matmul(p, x);
+        self.transpose(y, 1, 2)
+    }
+
+    /// 0 where `mask` holds, else very low; [1, 1, T, T]
+    fn additive(&mut self, mask: Value) -> Value {
+        let (zero, low) = (self.0.scalar(DType::Float, 0.0), self.0.scalar(DType::Float, -3.3895314e38));
+        let y = self.0.select(mask, zero, low);
+        self.view(y, &[1usize.into(), 1usize.into(), Dim::T(), Dim::T()])
+    }
+
+    fn causal(&mut self) -> Value {
+        let mask = self.0.op(Op::CausalMask { window: None, chunk: None }, &[]);
+        self.additive(mask)
+    }
+
+    /// j <= i + offset of a table of 40 rows and columns, cut to T of each
+    fn triangle(&mut self, offset: i64) -> Value {
+        let i = self.0.iota(40usize);
+        let offset = self.0.int(offset);
+        let rows = self.unsqueeze(i, 1);
+        let rows = self.0.add(rows, offset);
+        self.0.op(Op::Le, &[i, rows])
+    }
+
+    fn cut(&mut self, x: Value) -> Value {
+        let x = self.0.slice(x, 0, 0usize, Dim::T());
+        self.0.slice(x, 1, 0usize, Dim::T())
+    }
+}
+
+type Scores = (&'static str, &'static str, fn(&mut Tracer, Value) -> Value);
+
+/// What is done to scores, and the attributes that are found in it; none where it is no causal attention.
+const SCORES: &[Scores] = &[
+    ("an additive mask", "scale:0.25)", |t, s| {
+        let s = t.0.scale(s, 0.25);
+        let mask = t.causal();
+        t.0.add(s, mask)
+    }),
+    ("divided, masked by a choice", "scale:0.5,window:Some(4))", |t, s| {
+        let two = t.0.scalar(DType::Float, 2.0);
+        let s = t.0.div(s, two);
+        let mask = t.0.op(Op::CausalMask { window: Some(4), chunk: None }, &[]);
+        let mask = t.0.op(Op::Not, &[mask]);
+        let low = t.0.scalar(DType::Float, f32::MIN);
+        t.0.select(mask, low, s)
+    }),
+    ("a triangle of ones less one further down", "scale:1.0,window:Some(3))", |t, s| {
+        let (full, far) = (t.triangle(0), t.triangle(-3));
+        let far = t.0.op(Op::And, &[far, full]);
+        let near = t.0.op(Op::Ne, &[full, far]);
+        let near = t.cut(near);
+        let low = t.0.scalar(DType::Float, f32::MIN);
+        let s = t.0.select(near, s, low);
+        let mask = t.causal();
+        t.0.add(s, mask)
+    }),
+    ("biases by position, and the mask as truth values again", "scale:0.25,alibi:true)", |t, s| {
+        let s = t.0.scale(s, 0.25);
+        let table: Vec<f32> = (0..4).flat_map(|h| (0..40).map(move |j| (j - 39) as f32 * 0.5f32.powi(h + 1))).collect();
+        let table = Op::Const { dtype: DType::F32, shape: vec![1, 4, 1, 40], data: ConstData::F32(table) };
+        let table = t.0.op(table, &[]);
+        let start = Dim::from(40usize).sub(&Dim::T()).unwrap();
+        let bias = t.0.slice(table, 3, start, 40usize);
+        let s = t.0.cast(s, DType::F32);
+        let s = t.0.add(s, bias);
+        let mask = t.causal();
+        let hidden = t.0.cast(mask, DType::Bool);
+        let low = t.0.scalar(DType::F32, f32::MIN);
+        let s = t.0.select(hidden, low, s);
+        t.0.cast(s, DType::Float)
+    }),
+    ("a mask of ones and zeros", "scale:1.0)", |t, s| {
+        let (one, zero) = (t.0.scalar(DType::Float, 1.0), t.0.scalar(DType::Float, 0.0));
+        let mask = t.triangle(0);
+        let ones = t.0.select(mask, one, zero);
+        let ones = t.cut(ones);
+        let s = t.0.mul(s, ones);
+        let hidden = t.0.sub(one, ones);
+        let hidden = t.0.scale(hidden, -1e4);
+        t.0.add(s, hidden)
+    }),
+    ("no mask: every token is seen", "", |t, s| t.0.scale(s, 0.25)),
+    ("a mask that shows the token after", "", |t, s| {
+        let mask = t.triangle(1);
+        let mask = t.cut(mask);
+        let mask = t.additive(mask);
+        t.0.add(s, mask)
+    }),
+    ("a mask that hides the token itself but shows the first", "", |t, s| {
+        let (mask, low) = (t.triangle(-1), t.0.scalar(DType::Float, -5.0));
+        let mask = t.cut(mask);
+        t.0.select(mask, s, low)
+    }),
+];
+
+#[test]
+fn attention_by_hand_is_recognised_where_it_is_causal() {
+    for (what, attributes, scores) in SCORES {
+        let graph = with_heads(4, |t, x| t.by_hand(x, scores));
+        let found = optimise(&graph).unwrap();
+        let text = found.nodes.iter().find(|n| n.op.name() == "attention").map(|n| n.op.to_string());
+        match text {
+            Some(text) => assert!(!attributes.is_empty() && text.ends_with(attributes), "{what}: {text}"),
+            None => assert!(attributes.is_empty(), "{what}:\n{}", found.to_text()),
+        }
+        check_meaning(what, &graph);
+    }
+}
+
+#[test]
+fn repeated_keys_and_values_are_read_once() {
+    let graph = with_heads(4, |t, x| {
+        let half = t.0.slice(x, 1, 0usize, 2usize);
+        let column = t.view(half, &[Dim::T(), 2usize.into(), 1usize.into(), 4usize.into()]);
+        let wide =
+            t.0.op(Op::Broadcast { shape: vec![Dim::T(), 2usize.into(), 2usize.into(), 4usize.into()] }, &[column]);
+        let k = t.view(wide, &[Dim::T(), 4usize.into(), 4usize.into()]);
+        t.0.attention(0, [x, k, k], 0.3, AttentionOptions::default())
+    });
+    let found = optimise(&graph).unwrap();
+    assert_eq!((count(&found, "broadcast"), count(&found, "attention")), (0, 1), "{}", found.to_text());
+    check_meaning("repeated keys", &graph);
 }

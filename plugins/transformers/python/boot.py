@@ -217,8 +217,6 @@ def _lazy_patterns():
     compile_now = re._compile
 
     class LazyPattern:
-        __slots__ = ("_source", "_made")
-
         def __init__(self, pattern, flags):
             self._source = pattern, flags
             self._made = None
@@ -229,7 +227,9 @@ def _lazy_patterns():
             return self._made
 
         def __getattr__(self, name):
-            return getattr(self._get(), name)
+            value = getattr(self._get(), name)
+            self.__dict__[name] = value  # found without this detour next time
+            return value
 
         def __eq__(self, other):
             return isinstance(other, LazyPattern) and self._source == other._source

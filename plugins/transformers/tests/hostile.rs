@@ -10,7 +10,7 @@ use support::run;
 #[track_caller]
 fn error(code: &str) -> String {
     match run(code) {
-        Ok(()) => panic!("this went well: {code}"),
+        Ok(_) => panic!("this went well: {code}"),
         Err(failure) => failure.message,
     }
 }

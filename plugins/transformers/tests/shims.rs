@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use plugin_api::Sources;
+
 mod support;
 
 #[test]
@@ -15,7 +17,7 @@ fn tests_in_python_pass() {
     assert!(!files.is_empty());
     let mut failed = 0;
     for file in files {
-        if let Err(failure) = support::run_file(&file) {
+        if let Err(failure) = support::run_file(&file, Sources::default()) {
             failed += 1;
             eprintln!("{}: {}\n  {}", file.display(), failure.message, failure.frames.join("\n  "));
         }

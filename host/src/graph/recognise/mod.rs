@@ -4,9 +4,12 @@
 //! made of the inputs. Rules know the composites' definitions and usual ways to write them, no model's name.
 
 mod activations;
+mod attention;
+mod masks;
 mod norms;
 mod pattern;
 mod rotary;
+mod widened;
 
 use plugin_api::spec::SpecError;
 use plugin_api::{DType, Graph, Node, Op, Value};
@@ -18,17 +21,28 @@ type Replaced = Result<Option<Value>, SpecError>;
 /// A rule: the value that computes the same as the node, if it applies. The node's inputs are in `out`.
 type Rule = fn(out: &mut Graph, node: &Node) -> Replaced;
 
-const RULES: &[Rule] =
-    &[norms::norm, norms::weight, norms::bias, activations::activation, rotary::rotary, rotary::partial];
+const RULES: &[Rule] = &[
+    norms::norm,
+    norms::weight,
+    norms::bias,
+    activations::activation,
+    rotary::rotary,
+    rotary::partial,
+    widened::embedding,
+    widened::linear,
+    attention::grouped,
+];
 
 pub(super) fn run(graph: &Graph) -> Result<Graph, SpecError> {
+    // Recognised attentions keep states of their own.
+    let mut state = graph.nodes.iter().filter_map(|n| n.op.state()).max().map_or(0, |s| s.saturating_add(1));
     rewrite(graph, |out, node| {
         for rule in RULES {
             if let Some(value) = rule(out, node)? {
                 return Ok(Some(value));
             }
         }
-        Ok(None)
+        attention::attention(out, node, &mut state)
     })
 }
 

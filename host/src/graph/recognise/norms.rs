@@ -28,7 +28,8 @@ static NORMS: LazyLock<Vec<(Norm, Pattern)>> = LazyLock::new(|| {
     };
     let mut out = vec![];
     let rms = Op::RmsNorm { eps: Pattern::EPS, unit_offset: false };
-    for (norm, op) in [(Norm::Rms, rms), (Norm::Layer, Op::LayerNorm { eps: Pattern::EPS })] {
+    // The root mean square of x - mean is a layer norm: that first.
+    for (norm, op) in [(Norm::Layer, Op::LayerNorm { eps: Pattern::EPS }), (Norm::Rms, rms)] {
         if let Ok(Pattern::Is(Op::Mul, parts)) = Pattern::defined(&op)
             && let [x, Pattern::Is(Op::Rsqrt, inner)] = parts.as_slice()
         {

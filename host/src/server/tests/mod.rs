@@ -6,7 +6,9 @@ mod completions;
 mod guard;
 mod http;
 mod operate;
+mod page;
 mod refuse;
+mod scrape;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
