@@ -205,7 +205,10 @@ async function retry(body, path, prompt, old) {
     const wanted = messages.filter(message => message.role !== 'system').length;
     turns.slice(wanted).forEach(turn => turn.remove());
   }
-  const next = { ...body, ...sampling(Boolean(body.messages)), model: $('model').value };
+  // With the settings as they are now: what was taken back must not be sent again.
+  const { stream, stream_options, messages: said, prompt: text } = body;
+  const what = said ? { messages: said } : { prompt: text };
+  const next = { model: $('model').value, stream, stream_options, ...what, ...sampling(Boolean(said)) };
   const view = await answer(next, path, prompt);
   if (body.messages && !view.failed) messages.push({ role: 'assistant', content: view.text });
 }

@@ -12,6 +12,7 @@ only for models that cannot be recorded otherwise; composites, which are over T 
 import math
 import re
 
+import _host
 import torch
 from torch import _sym, _trace
 from torch._tensor import FUNCTIONS, Tensor
@@ -77,14 +78,15 @@ def check(short, long):
         )
 
 
-def check_all(longest):
-    """The comparisons of the last trace must come out the same for every length, from 2 tokens to the longest."""
-    for guard in _trace.broken_guards(longest):
-        if _limit(guard.text) not in _choices:
-            raise ModelError(
-                "%s: the model takes another path for some sequences of up to %d tokens (%s); compute both paths with "
-                "torch.where, or use a native plugin for this model" % (guard.place, longest, guard.text)
-            )
+def usable(longest, traced):
+    """How long a sequence may be: the longest, if every comparison of the last trace comes out there as it did in the trace."""
+    for length in (longest, longest - 1):
+        broken = [g for g in _trace.broken_guards(length) if _limit(g.text) not in _choices]
+        if not broken:
+            return length
+    why = "since the model takes another path for longer ones (%s)" % broken[0].text
+    _host.log("%s: sequences are limited to %d tokens, %s" % (broken[0].place, traced, why))
+    return traced
 
 
 def _limit(what):
