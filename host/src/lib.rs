@@ -4,6 +4,7 @@
 //! `graph` knows no engine; nothing knows the server. As a library it begins with [`Llm`]; [`llm`] has an example.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod engine;
 pub mod exec;

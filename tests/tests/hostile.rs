@@ -97,7 +97,7 @@ fn what_takes_everything_meets_its_limit() {
         60,
         &[
             ("list", "x = [0] * (10 * 2 ** 30 // 8)", &[MEMORY, "MemoryError"]),
-            ("growing", "x = []\nwhile True: x.append('x' * 1000000 + str(len(x)))", &[MEMORY, "MemoryError"]),
+            ("growing", "x = []\nwhile True: x.append(bytearray(1000000))", &[MEMORY, "MemoryError"]),
             ("recursion", "def f(n): return f(n + 1)\nf(0)", &["RecursionError"]),
             (
                 "limitless",

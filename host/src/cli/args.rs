@@ -7,7 +7,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use crate::exec::Dtype;
-use crate::llm::{DtypeChoice, ExecutorKind, LlmOptions, ModelSource};
+use crate::llm::{DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource};
 use crate::registry::ModelImpl;
 use crate::transformers::PackageOptions;
 
@@ -35,6 +35,12 @@ pub struct ModelArgs {
     /// Chat template to use instead of the model's: a file, or the template itself
     #[arg(long, env = "HOST_CHAT_TEMPLATE")]
     pub chat_template: Option<String>,
+    /// Where sampling defaults come from: auto (the model), vllm (none), or a folder with generation_config.json
+    #[arg(long, env = "HOST_GENERATION_CONFIG", default_value = "auto", value_name = "SOURCE")]
+    pub generation_config: String,
+    /// Sampling defaults that win over those, as JSON such as {"temperature": 0.5}
+    #[arg(long, env = "HOST_OVERRIDE_GENERATION_CONFIG", value_name = "JSON")]
+    pub override_generation_config: Option<String>,
     /// The most logprobs that a request may ask for; -1: no limit
     #[arg(long, env = "HOST_MAX_LOGPROBS", default_value_t = 20, allow_hyphen_values = true)]
     pub max_logprobs: i64,
@@ -64,8 +70,8 @@ pub(super) struct SearchArgs {
     /// A folder with plugins, searched before all others; may be repeated
     #[arg(long, value_name = "DIR")]
     pub(super) plugins_dir: Vec<PathBuf>,
-    /// Seconds that a plugin may take for one answer
-    #[arg(long, env = "HOST_PLUGIN_TIMEOUT", default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Seconds that a plugin may take to build a model's graph
+    #[arg(long, env = "HOST_PLUGIN_TIMEOUT", default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) plugin_timeout: u64,
     /// Memory that a plugin may use
     #[arg(long, env = "HOST_PLUGIN_MEMORY", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
@@ -128,8 +134,14 @@ pub(super) struct EngineArgs {
     #[arg(long, env = "HOST_MAX_NUM_QUEUED_TOKENS", value_name = "TOKENS", value_parser = tokens)]
     pub(super) max_num_queued_tokens: Option<usize>,
     /// Memory of the KV cache, e.g. 4GiB [default: what all sequences need, at most half of what is free]
-    #[arg(long, env = "HOST_KV_CACHE_MEMORY", value_name = "SIZE", value_parser = size)]
+    #[arg(long, env = "HOST_KV_CACHE_MEMORY", value_name = "SIZE", alias = "kv-cache-memory-bytes", value_parser = size)]
     pub(super) kv_cache_memory: Option<u64>,
+    /// Upper bound of weights and KV cache together, as a share of the memory, 0 to 1 [default: none]
+    #[arg(long, env = "HOST_GPU_MEMORY_UTILIZATION", value_name = "SHARE", conflicts_with = "kv_cache_memory", value_parser = share)]
+    pub(super) gpu_memory_utilization: Option<f64>,
+    /// Reuse the keys and values of common beginnings (this is the default)
+    #[arg(long, hide = true, conflicts_with = "no_enable_prefix_caching", value_parser = BoolishValueParser::new())]
+    pub(super) enable_prefix_caching: bool,
     /// Compute every prompt anew instead of reusing common beginnings
     #[arg(long, env = "HOST_NO_ENABLE_PREFIX_CACHING", value_parser = BoolishValueParser::new())]
     pub(super) no_enable_prefix_caching: bool,
@@ -142,6 +154,9 @@ pub(super) struct LogArgs {
     /// error, warn, info, debug or trace; or a filter such as info,host::engine=debug [default: info for serve, else warn]
     #[arg(long, env = "HOST_LOG_LEVEL", value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
+    /// vLLM's name for the level: critical, error, warning, info, debug or trace
+    #[arg(long, hide = true, value_name = "LEVEL", value_parser = ["critical", "error", "warning", "info", "debug", "trace"])]
+    pub(super) uvicorn_log_level: Option<String>,
     /// Form of the log
     #[arg(long, env = "HOST_LOG_FORMAT", default_value = "text")]
     pub(super) log_format: LogFormat,
@@ -193,6 +208,8 @@ impl ModelArgs {
             max_waiting_tokens: engine.max_num_queued_tokens,
             enable_prefix_caching: !engine.no_enable_prefix_caching,
             kv_cache_memory: engine.kv_cache_memory,
+            memory_share: engine.gpu_memory_utilization,
+            generation: self.generation()?,
             skip_tokenizer_init: self.skip_tokenizer_init,
             chat_template: self.chat_template.as_deref().map(chat_template).transpose()?,
             max_logprobs: self.max_logprobs,
@@ -204,6 +221,25 @@ impl ModelArgs {
         }
         plugins.search.apply(&mut options.registry);
         Ok(options)
+    }
+}
+
+impl ModelArgs {
+    fn generation(&self) -> anyhow::Result<GenerationDefaults> {
+        let source = match self.generation_config.as_str() {
+            "auto" => GenerationSource::Model,
+            "vllm" => GenerationSource::None,
+            folder => GenerationSource::Folder(PathBuf::from(folder)),
+        };
+        let parse = |text: &String| {
+            serde_json::from_str(text).map_err(|e| {
+                anyhow::anyhow!(
+                    "--override-generation-config: expected a JSON object such as {{\"temperature\": 0.5}}: {e}"
+                )
+            })
+        };
+        let overrides = self.override_generation_config.as_ref().map(parse).transpose()?.unwrap_or_default();
+        Ok(GenerationDefaults { source, overrides })
     }
 }
 
@@ -254,6 +290,13 @@ fn tokens(text: &str) -> Result<usize, String> {
         _ => (text, 1),
     };
     at_least_one(number)?.checked_mul(factor).ok_or_else(|| "the number is too large".into())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("expected a share above 0 and at most 1, such as 0.9".into()),
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -3,11 +3,16 @@
 //! One file a command; `args` holds what commands share. Called by `main` only.
 
 mod args;
+mod batch;
+mod bench;
+mod chat;
 mod doctor;
+mod foreign;
 mod generate;
 mod inspect;
 mod plugins;
 mod serve;
+mod shell;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -40,6 +45,16 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Show a model's plugin, size, graph and plan without running it
     Inspect(Box<inspect::Args>),
+    /// Talk to a running server, in the terminal
+    Chat(chat::Args),
+    /// Measure the engine, or any server with the OpenAI API
+    Bench(bench::Args),
+    /// Answer a file of requests in the form of OpenAI's batch API
+    RunBatch(Box<batch::Args>),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write all pages into a folder
+    Man(shell::ManArgs),
     /// List, check and create architecture plugins
     Plugins(plugins::Args),
     /// Show what this machine has for host, and what to fix
@@ -55,6 +70,10 @@ pub fn run() -> anyhow::Result<()> {
         command = config::apply(command, path).context("cannot use the configuration file")?;
     }
     let matches = command.try_get_matches_from(args).unwrap_or_else(|error| {
+        if let Some(reason) = foreign::reason(&error) {
+            eprintln!("error: {reason}");
+            std::process::exit(error.exit_code());
+        }
         if let (Some(path), ErrorKind::InvalidValue | ErrorKind::ValueValidation) = (&file, error.kind()) {
             // clap does not know where a default comes from.
             let _ = error.print();
@@ -68,6 +87,11 @@ pub fn run() -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(*args),
         Command::Generate(args) => generate::run(*args),
         Command::Inspect(args) => inspect::run(*args),
+        Command::Chat(args) => chat::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::RunBatch(args) => batch::run(*args),
+        Command::Completions(args) => shell::completions(Cli::command(), &args),
+        Command::Man(args) => shell::man(Cli::command(), &args),
         Command::Plugins(args) => plugins::run(args),
         Command::Doctor(args) => doctor::run(args),
     }
@@ -86,7 +110,13 @@ pub fn explain(error: &anyhow::Error) -> String {
 
 /// Sends the log to stderr, so that output can be piped. `usual` is the level if none is asked for.
 fn start_log(args: &args::LogArgs, usual: &str) -> anyhow::Result<()> {
-    let level = args.log_level.as_deref().unwrap_or(usual);
+    let level = match (&args.log_level, args.uvicorn_log_level.as_deref()) {
+        (Some(level), _) => level,
+        (None, Some("critical")) => "error",
+        (None, Some("warning")) => "warn",
+        (None, Some(level)) => level,
+        (None, None) => usual,
+    };
     let filter = EnvFilter::try_new(level).with_context(|| {
         format!("--log-level {level}: expected error, warn, info, debug or trace, or a filter such as info,host::engine=debug")
     })?;
@@ -111,6 +141,25 @@ mod tests {
     fn a_wrong_flag_names_the_nearest() {
         let error = Cli::try_parse_from(["host", "serve", "--max-model-length", "7"]).expect_err("is refused");
         assert!(error.to_string().contains("--max-model-len"), "{error}");
+    }
+
+    #[test]
+    fn what_vllm_has_and_we_do_not_is_refused_with_the_reason() {
+        for (flag, word) in [("--tensor-parallel-size=2", "load balancer"), ("--lora_modules", "merge them")] {
+            let error = Cli::try_parse_from(["host", "serve", flag]).expect_err("is refused");
+            let reason = foreign::reason(&error).expect("a reason");
+            assert!(reason.contains(word), "{reason}");
+        }
+        let error = Cli::try_parse_from(["host", "serve", "--nonsense"]).expect_err("is refused");
+        assert_eq!(foreign::reason(&error), None);
+    }
+
+    #[test]
+    fn what_is_always_so_may_be_asked_for() {
+        for flag in ["--enable-chunked-prefill", "--disable-log-requests", "--enforce-eager", "--enable-prefix-caching"]
+        {
+            assert!(Cli::try_parse_from(["host", "serve", flag]).is_ok(), "{flag}");
+        }
     }
 
     #[test]

@@ -10,9 +10,10 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal;
 
 use super::args::{ModelArgs, size};
-use crate::llm::Llm;
+use super::foreign::AlwaysArgs;
+use crate::llm::{Llm, LlmOptions};
 use crate::registry::sandbox_support;
-use crate::server::{self, CorsConfig, ServerConfig, TlsFiles};
+use crate::server::{self, CorsConfig, FormatChoice, ReasoningFormat, ServerConfig, TlsFiles, ToolFormat};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -20,6 +21,8 @@ pub(super) struct Args {
     pub(super) model: ModelArgs,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    always: AlwaysArgs,
 }
 
 #[derive(clap::Args, Debug)]
@@ -67,6 +70,9 @@ struct ServerArgs {
     /// The most completions (prompts times n) of one request
     #[arg(long, env = "HOST_MAX_CHOICES", default_value_t = 4096, value_name = "N")]
     max_choices: usize,
+    /// What seeds of requests that bring none are made from [default: the system's random numbers]
+    #[arg(long, env = "HOST_SEED", value_name = "N")]
+    seed: Option<u64>,
     /// Let requests bring their own chat_template
     #[arg(long, env = "HOST_TRUST_REQUEST_CHAT_TEMPLATE", value_parser = BoolishValueParser::new())]
     trust_request_chat_template: bool,
@@ -88,9 +94,19 @@ struct ServerArgs {
     /// The most open connections
     #[arg(long, env = "HOST_MAX_CONNECTIONS", default_value_t = 8192, value_name = "N")]
     max_connections: usize,
+    /// How the model writes tool calls: auto (from the chat template), none, hermes, llama3_json, mistral, qwen3_xml,
+    /// deepseek_v3, glm4, pythonic or gpt_oss
+    #[arg(long, env = "HOST_TOOL_CALL_PARSER", default_value = "auto", value_name = "FORMAT")]
+    tool_call_parser: FormatChoice<ToolFormat>,
+    /// How the model marks its reasoning: auto (from the chat template), none, deepseek_r1, qwen3, mistral or gpt_oss
+    #[arg(long, env = "HOST_REASONING_PARSER", default_value = "auto", value_name = "FORMAT")]
+    reasoning_parser: FormatChoice<ReasoningFormat>,
     /// Do not log requests
     #[arg(long, env = "HOST_DISABLE_ACCESS_LOG", alias = "disable-uvicorn-access-log", value_parser = BoolishValueParser::new())]
     disable_access_log: bool,
+    /// Further paths without lines in the log
+    #[arg(long, env = "HOST_DISABLE_ACCESS_LOG_FOR_ENDPOINTS", value_name = "PATHS", value_delimiter = ',')]
+    disable_access_log_for_endpoints: Vec<String>,
 }
 
 impl Args {
@@ -113,6 +129,9 @@ impl Args {
             read_timeout: Duration::from_secs(s.read_timeout),
             max_connections: s.max_connections,
             access_log: !s.disable_access_log,
+            tool_call_parser: s.tool_call_parser,
+            reasoning_parser: s.reasoning_parser,
+            unlogged: s.disable_access_log_for_endpoints.clone(),
             write_timeout: Duration::from_secs(s.write_timeout),
             hang_timeout: Duration::from_secs(s.hang_timeout),
             cors,
@@ -196,7 +215,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         listen(host, port).await.with_context(|| format!("cannot listen on {host}:{port} (--host, --port)"))?;
     let address = listener.local_addr()?;
     let mut stop = std::pin::pin!(stop_signal()?);
-    let options = args.model.options()?;
+    let options = LlmOptions { seed: args.server.seed, ..args.model.options()? };
     for hole in sandbox_support().missing() {
         tracing::warn!("{hole}; see `host doctor`");
     }
@@ -211,7 +230,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(seconds, "serving {} on {scheme}://{address}/v1", llm.info().served_names.join(", "));
+    tracing::info!(seconds, "ready");
+    tracing::info!("serving {} on {scheme}://{address}/v1", llm.info().served_names.join(", "));
     let engine = llm.engine().clone();
     let result = server::serve(listener, llm, config, stop).await;
     engine.shutdown();

@@ -1,4 +1,4 @@
-//! Settings from `host.toml`: they become the defaults of the flags of the same name, so that what is typed
+//! Settings from `host.toml`, or from vLLM's YAML: they become the defaults of the flags of the same name, so that what is typed
 //! wins over the environment, the environment over the file, and the file over the built-in defaults.
 //!
 //! The file is `--config FILE`, else `host.toml` in the working folder, else in the user's configuration
@@ -6,6 +6,7 @@
 //! keys outside a table hold for every command that has the flag. Unknown keys are errors. Called by `cli`.
 
 mod folders;
+mod yaml;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where and why.
         error: Box<toml::de::Error>,
+    },
+    /// It is no YAML.
+    #[error("{}: {error}", path.display())]
+    Yaml {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        error: String,
     },
     /// A key that means nothing.
     #[error("{}: unknown key `{key}`{}; `host {command} --help` lists what there is", path.display(),
@@ -82,8 +91,7 @@ pub fn find(named: Option<PathBuf>) -> Option<PathBuf> {
 /// Makes the file's values the defaults of `command`'s flags.
 pub fn apply(command: Command, path: &Path) -> Result<Command, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-    let table: Table =
-        text.parse().map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
+    let table = parse(path, &text)?;
     let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
     let (tables, common): (Table, Table) =
         table.into_iter().partition(|(key, value)| value.is_table() && names.contains(key));
@@ -109,18 +117,33 @@ pub fn apply(command: Command, path: &Path) -> Result<Command, ConfigError> {
     Ok(command)
 }
 
+/// The file's keys: TOML, or YAML as vLLM has it if the name says so. vLLM writes keys with hyphens or underscores.
+fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
+    let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+    if !yaml {
+        return text.parse().map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) });
+    }
+    yaml::parse(text).map_err(|error| ConfigError::Yaml { path: path.to_owned(), error })
+}
+
 /// Sets the defaults of those flags that the command or a command below it has.
 fn with_defaults(mut command: Command, defaults: &[(&str, Vec<String>)]) -> Command {
     for (key, values) in defaults.iter().filter(|(key, _)| own_flag(&command, key)).cloned().collect::<Vec<_>>() {
-        command = command.mut_arg(id(key), |arg| arg.default_values(values));
+        let id = id(&command, key);
+        command = command.mut_arg(id, |arg| arg.default_values(values));
     }
     let below: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
     below.into_iter().fold(command, |command, name| command.mut_subcommand(name, |sub| with_defaults(sub, defaults)))
 }
 
-/// A flag's id is its long name with underscores, as clap derives it.
-fn id(key: &str) -> String {
-    key.replace('-', "_")
+/// The id of the flag that a key names, by its long name or by an alias.
+fn id(command: &Command, key: &str) -> clap::Id {
+    let key = key.replace('_', "-");
+    let mut flags = command.get_arguments();
+    let named = flags.find(|a| {
+        a.get_long() == Some(key.as_str()) || a.get_all_aliases().is_some_and(|all| all.contains(&key.as_str()))
+    });
+    named.map_or_else(|| clap::Id::from(key.replace('-', "_")), |a| a.get_id().clone())
 }
 
 /// Whether the command, or one below it such as `plugins list`, has the flag.
@@ -129,7 +152,12 @@ fn has_flag(command: &Command, key: &str) -> bool {
 }
 
 fn own_flag(command: &Command, key: &str) -> bool {
-    command.get_arguments().any(|a| a.get_long().is_some_and(|long| long == key.replace('_', "-")))
+    let key = key.replace('_', "-");
+    // MODEL is a key too, as in vLLM's files.
+    command.get_arguments().any(|a| match a.get_long() {
+        Some(long) => long == key || a.get_all_aliases().is_some_and(|all| all.contains(&key.as_str())),
+        None => a.is_positional() && a.get_id() == key.as_str(),
+    })
 }
 
 fn unknown(path: &Path, key: &str, command: &Command, tables: &[String]) -> ConfigError {
@@ -170,14 +198,18 @@ mod tests {
         let quiet = Arg::new("dry_run").long("dry-run").action(ArgAction::SetTrue);
         let name = Arg::new("served_model_name").long("served-model-name").action(ArgAction::Append);
         Command::new("host")
-            .subcommand(Command::new("serve").args([port, quiet, name]))
+            .subcommand(Command::new("serve").args([Arg::new("model"), port, quiet, name]))
             .subcommand(Command::new("group").subcommand(Command::new("list").arg(Arg::new("dir").long("dir"))))
             .subcommand(Command::new("other").arg(Arg::new("port").long("port").default_value("1")))
     }
 
     fn parse(toml: &str, args: &[&str]) -> Result<clap::ArgMatches, String> {
+        parse_as("host.toml", toml, args)
+    }
+
+    fn parse_as(name: &str, toml: &str, args: &[&str]) -> Result<clap::ArgMatches, String> {
         let dir = tempfile::tempdir().expect("a folder");
-        let path = dir.path().join("host.toml");
+        let path = dir.path().join(name);
         std::fs::write(&path, toml).expect("writes");
         let command = apply(command(), &path).map_err(|e| e.to_string())?;
         command.try_get_matches_from(args).map_err(|e| e.to_string())
@@ -204,6 +236,24 @@ mod tests {
         let (_, sub) = matches.subcommand().expect("a command");
         assert!(sub.get_flag("dry_run"));
         assert_eq!(sub.get_many::<String>("served_model_name").expect("names").collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn vllms_yaml() {
+        let yaml = "# served\nmodel: org/model\nport: 9\nserved-model-name:\n  - a\n  - b\ndry_run: true\n";
+        let matches = parse_as("config.yaml", yaml, &["host", "serve"]).expect("parses");
+        let (_, sub) = matches.subcommand().expect("a command");
+        assert_eq!(sub.get_one::<String>("model").map(String::as_str), Some("org/model"));
+        assert_eq!(sub.get_one::<String>("port").map(String::as_str), Some("9"));
+        assert_eq!(sub.get_many::<String>("served_model_name").expect("names").collect::<Vec<_>>(), ["a", "b"]);
+        assert!(sub.get_flag("dry_run"));
+        assert!(parse_as("config.yaml", "# nothing\n", &["host", "serve"]).is_ok());
+        for (yaml, expected) in
+            [("prot: 7", "did you mean `port`?"), ("port: [", "config.yml"), ("port: {a: 1}", "line 1")]
+        {
+            let error = parse_as("config.yml", yaml, &["host", "serve"]).expect_err(yaml);
+            assert!(error.contains(expected), "{yaml}: {error}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::guide::Guide;
 use super::params::{EngineEvent, EngineRequest, SamplingParams};
 use super::scheduler::Limits;
 use super::stats::{EngineState, Shared, Stats};
@@ -34,6 +35,8 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// The most prompt tokens that wait for their first step; more are refused, but one request always may wait.
     pub max_waiting_tokens: Option<usize>,
+    /// What seeds of requests without one are made from; `None`: the operating system.
+    pub seed: Option<u64>,
 }
 
 impl EngineConfig {
@@ -47,6 +50,7 @@ impl EngineConfig {
             enable_prefix_caching: true,
             max_waiting: 1024,
             max_waiting_tokens: None,
+            seed: None,
         }
     }
 
@@ -191,6 +195,7 @@ pub(super) struct Submission {
     pub(super) id: u64,
     pub(super) seed: u64,
     pub(super) request: EngineRequest,
+    pub(super) guide: Option<Box<dyn Guide>>,
     pub(super) max_len: usize,
     pub(super) events: mpsc::Sender<EngineEvent>,
 }
@@ -280,9 +285,12 @@ impl EngineHandle {
         for ((request, max_len), size) in requests.into_iter().zip(lengths).zip(sizes) {
             // Room for every event there can be: the engine never waits for a client.
             let (events, receiver) = mpsc::channel(max_len - request.prompt.len() + 4);
-            let seed = request.params.seed.unwrap_or_else(random_seed);
             let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
-            let submission = Submission { id, seed, request, max_len, events };
+            // Each request of a run has another seed, the same one in every run.
+            let fresh = || config.seed.map_or_else(random_seed, |seed| mix(seed ^ mix(id)));
+            let seed = request.params.seed.unwrap_or_else(fresh);
+            let guide = request.restriction.as_ref().map(|restriction| restriction.guide());
+            let submission = Submission { id, seed, request, guide, max_len, events };
             if let Err(error) = commands.try_send(Command::Submit(Box::new(submission))) {
                 shared.queued.fetch_sub(left, Ordering::AcqRel);
                 shared.queued_tokens.fetch_sub(left_tokens, Ordering::AcqRel);
@@ -380,12 +388,21 @@ fn check_ids(prompt: &[u32], params: &SamplingParams, vocab_size: usize) -> Resu
     out("logit_bias", &mut { biased })?;
     out("allowed_token_ids", &mut params.allowed_token_ids.iter().flatten().copied())?;
     out("bad_words", &mut params.bad_words.iter().flatten().copied())?;
+    out("logprob_token_ids", &mut params.logprob_token_ids.iter().copied())?;
     out("stop_token_ids", &mut params.stop_token_ids.iter().copied())
 }
 
 /// A seed from the operating system, by way of the standard library's hasher keys.
 fn random_seed() -> u64 {
     RandomState::new().hash_one(Instant::now())
+}
+
+/// SplitMix64's finaliser.
+fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// The events of one request. Dropping it aborts the request; its blocks are free before the next step.

@@ -7,6 +7,7 @@
 //! into chunks and whatever the prefix cache held: a request's tokens are the same.
 
 pub mod blocks;
+mod guide;
 mod handle;
 mod params;
 pub mod sampler;
@@ -18,7 +19,8 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+pub use guide::{Guide, GuideError, Restriction};
 pub use handle::{Engine, EngineConfig, EngineError, EngineHandle, EventStream, SubmitError};
 pub use params::{EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs};
 pub use sequence::Sequence;
-pub use stats::{EngineState, Stats};
+pub use stats::{EngineState, STEP_BUCKETS, Stats};

@@ -1,7 +1,10 @@
 //! What goes into the engine and what comes out of it: plain data, no behaviour beyond defaults.
 //! Filled by `llm` (which checks ranges against what a user sent); read by the scheduler and the sampler.
 
+use std::sync::Arc;
 use std::time::Instant;
+
+use super::guide::Restriction;
 
 /// How to choose tokens and when to stop. Every field is already in range: `llm::RequestParams::validate`
 /// reports what is not. [`Default`] is vLLM's defaults.
@@ -41,7 +44,9 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// Report the chosen token's log-probability and those of this many most likely ones.
     pub logprobs: Option<usize>,
-    /// The same for every token of the prompt.
+    /// Report these tokens in place of the most likely ones; empty: do not. Only together with `logprobs`.
+    pub logprob_token_ids: Vec<u32>,
+    /// The same as `logprobs` for every token of the prompt.
     pub prompt_logprobs: Option<usize>,
 }
 
@@ -65,6 +70,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             seed: None,
             logprobs: None,
+            logprob_token_ids: Vec::new(),
             prompt_logprobs: None,
         }
     }
@@ -89,6 +95,8 @@ pub struct EngineRequest {
     pub prompt: Vec<u32>,
     /// How to continue.
     pub params: SamplingParams,
+    /// What the output is restricted to.
+    pub restriction: Option<Arc<dyn Restriction>>,
     /// Lower runs first, as in vLLM; equal priorities run in order of submission.
     pub priority: i32,
     /// When the client's request came in (for the timings in [`EngineEvent::Finished`] only).
@@ -104,7 +112,7 @@ pub struct TokenLogprobs {
     pub logprob: f32,
     /// 1 for the most likely token; equal logits rank by token id.
     pub rank: u32,
-    /// The most likely tokens, best first. Tokens of probability 0 are left out.
+    /// The most likely tokens, best first, without those of probability 0; or the tokens asked for, best first.
     pub top: Vec<(u32, f32)>,
 }
 

@@ -32,6 +32,9 @@ impl EngineState {
     }
 }
 
+/// Upper bounds of [`Stats::step_tokens`]; what is above the last is counted after it.
+pub const STEP_BUCKETS: [usize; 13] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
+
 /// A snapshot. Counts are since the start.
 #[derive(Debug, Clone)]
 pub struct Stats {
@@ -49,6 +52,8 @@ pub struct Stats {
     pub prefix_hits: u64,
     /// Prompt tokens of the requests that were admitted.
     pub prompt_tokens: u64,
+    /// Of these, those whose keys and values came from the prefix cache.
+    pub prompt_cached: u64,
     /// Tokens chosen.
     pub generation_tokens: u64,
     /// Sequences that lost their blocks.
@@ -57,6 +62,10 @@ pub struct Stats {
     pub steps: u64,
     /// Steps that the executor failed.
     pub failed_steps: u64,
+    /// Steps by how many tokens they computed, up to each of [`STEP_BUCKETS`] and above.
+    pub step_tokens: [u64; STEP_BUCKETS.len() + 1],
+    /// Tokens computed in all steps.
+    pub step_tokens_sum: u64,
     /// A step runs, or requests wait for one.
     pub busy: bool,
     /// Since the step loop last went round. If `busy` and this is large, the executor hangs.
@@ -74,6 +83,7 @@ pub(super) struct Shared {
     /// Tokens of their prompts.
     pub(super) queued_tokens: AtomicUsize,
     pub(super) prompt_tokens: AtomicU64,
+    pub(super) prompt_cached: AtomicU64,
     pub(super) generation_tokens: AtomicU64,
     pub(super) running: AtomicUsize,
     pub(super) waiting: AtomicUsize,
@@ -83,6 +93,8 @@ pub(super) struct Shared {
     pub(super) prefix_hits: AtomicU64,
     pub(super) preemptions: AtomicU64,
     pub(super) steps: AtomicU64,
+    step_tokens: [AtomicU64; STEP_BUCKETS.len() + 1],
+    step_tokens_sum: AtomicU64,
     pub(super) failed_steps: AtomicU64,
     pub(super) busy: AtomicBool,
     state: AtomicU8,
@@ -98,6 +110,7 @@ impl Shared {
             queued: AtomicUsize::new(0),
             queued_tokens: AtomicUsize::new(0),
             prompt_tokens: AtomicU64::new(0),
+            prompt_cached: AtomicU64::new(0),
             generation_tokens: AtomicU64::new(0),
             running: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
@@ -107,6 +120,8 @@ impl Shared {
             prefix_hits: AtomicU64::new(0),
             preemptions: AtomicU64::new(0),
             steps: AtomicU64::new(0),
+            step_tokens: Default::default(),
+            step_tokens_sum: AtomicU64::new(0),
             failed_steps: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             state: AtomicU8::new(EngineState::Running as u8),
@@ -156,6 +171,14 @@ impl Shared {
         *result.unwrap_or_else(PoisonError::into_inner).0
     }
 
+    /// A step of this many tokens begins.
+    pub(super) fn count_step(&self, tokens: usize) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        let bucket = STEP_BUCKETS.partition_point(|&bound| bound < tokens);
+        self.step_tokens[bucket].fetch_add(1, Ordering::Relaxed);
+        self.step_tokens_sum.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
     pub(super) fn beat(&self) {
         self.heartbeat.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
@@ -173,6 +196,9 @@ impl Shared {
             kv_blocks_total: self.kv_blocks_total,
             prefix_queries: self.prefix_queries.load(Ordering::Relaxed),
             prefix_hits: self.prefix_hits.load(Ordering::Relaxed),
+            prompt_cached: self.prompt_cached.load(Ordering::Relaxed),
+            step_tokens: std::array::from_fn(|i| self.step_tokens[i].load(Ordering::Relaxed)),
+            step_tokens_sum: self.step_tokens_sum.load(Ordering::Relaxed),
             prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
             generation_tokens: self.generation_tokens.load(Ordering::Relaxed),
             preemptions: self.preemptions.load(Ordering::Relaxed),

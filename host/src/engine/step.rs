@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::Sender;
 
+use super::guide::Guide;
 use super::handle::{Command, Submission};
 use super::params::{EngineEvent, FinishReason, SamplingParams, Timings, TokenLogprobs};
 use super::sampler::{History, SampleError, Sampler};
@@ -51,6 +52,7 @@ struct Request {
     /// The sequence ends at this length.
     max_len: usize,
     history: History,
+    guide: Option<Box<dyn Guide>>,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     events: Sender<EngineEvent>,
     /// Counts towards `Shared::queued`, with this many tokens.
@@ -110,6 +112,7 @@ impl Request {
         }
         if seq.output_len() == 0 {
             shared.prompt_tokens.fetch_add(seq.prompt_len as u64, Relaxed);
+            shared.prompt_cached.fetch_add(seq.cached_tokens as u64, Relaxed);
             self.first_token = Some(Instant::now());
             if self.params.prompt_logprobs.is_some() {
                 let prompt_logprobs = std::mem::take(&mut self.prompt_logprobs);
@@ -117,8 +120,17 @@ impl Request {
             }
         }
         let row = &rows[rows.len() - vocab..];
-        let token = sampler.sample(row, &self.params, &self.history, self.seed)?;
-        let logprobs = self.params.logprobs.map(|count| sampler.logprobs(row, token, count)).transpose()?;
+        let allowed = match &mut self.guide {
+            Some(guide) => guide.allowed()?,
+            None => None,
+        };
+        let token = sampler.sample(row, allowed, &self.params, &self.history, self.seed)?;
+        let logprobs = match (self.params.logprobs, self.params.logprob_token_ids.as_slice()) {
+            (None, _) => None,
+            (Some(count), []) => Some(sampler.logprobs(row, token, count)?),
+            (Some(_), others) => Some(sampler.logprobs_of(row, token, others)?),
+        };
+        let whole = self.guide.as_mut().map_or(Ok(false), |guide| guide.push(token))?;
         self.history.push(token);
         shared.generation_tokens.fetch_add(1, Relaxed);
         self.send(EngineEvent::Token { token, logprobs });
@@ -127,6 +139,7 @@ impl Request {
             (self.history.output().len() >= self.params.min_tokens && self.params.is_stop(token)).then_some(token);
         let reason = match stop_token {
             Some(_) => FinishReason::Stop,
+            None if whole => FinishReason::Stop,
             None if seq.tokens.len() + 1 >= self.max_len => FinishReason::Length,
             None => return Ok(Outcome::Token(token)),
         };
@@ -200,8 +213,8 @@ impl Core {
 
     /// Queues a request.
     pub(super) fn add(&mut self, submission: Submission) {
-        let Submission { id, seed, request, max_len, events } = submission;
-        let super::EngineRequest { prompt, params, priority, arrival } = request;
+        let Submission { id, seed, request, guide, max_len, events } = submission;
+        let super::EngineRequest { prompt, params, restriction: _, priority, arrival } = request;
         let history = History::new(&prompt, &params);
         let prompt_len = prompt.len();
         self.scheduler.add(Sequence::new(id, priority, prompt, params.prompt_logprobs.is_some()));
@@ -212,6 +225,7 @@ impl Core {
             seed,
             max_len,
             history,
+            guide,
             prompt_logprobs,
             events,
             queued: true,
@@ -240,7 +254,7 @@ impl Core {
         }
         self.publish(true);
         if decision.tokens > 0 {
-            self.shared.steps.fetch_add(1, Relaxed);
+            self.shared.count_step(decision.tokens);
             if let Err(error) = self.execute() {
                 tracing::error!("a step failed: {error}");
                 self.shared.failed_steps.fetch_add(1, Relaxed);

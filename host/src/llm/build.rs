@@ -43,19 +43,20 @@ pub(super) fn build(checkpoint: &Checkpoint, options: &LlmOptions) -> Result<Bui
             }
         }
     }
-    match errors.len() {
-        1 => Err(errors.remove(0)),
-        _ => Err(LoadError::Tried { name: checkpoint.name.clone(), errors }),
-    }
+    Err(match (errors.len(), errors.pop()) {
+        // A plugin's error does not say which model it is about.
+        (1, Some(error @ LoadError::Plugin(_))) => about(checkpoint, error),
+        (1, Some(error)) => error,
+        (_, last) => {
+            errors.extend(last);
+            LoadError::Tried { name: checkpoint.name.clone(), errors }
+        }
+    })
 }
 
 /// Whether another plugin may do better: not after a crash or a mistake in the configuration, which the user must see.
 fn does_not_support(error: &LoadError) -> bool {
-    match error {
-        LoadError::Model { error, .. } => does_not_support(error),
-        LoadError::Plugin(PluginError { cause: Cause::Unsupported(_), .. }) => true,
-        _ => false,
-    }
+    matches!(error, LoadError::Plugin(PluginError { cause: Cause::Unsupported(_), .. }))
 }
 
 fn build_with(
@@ -75,11 +76,11 @@ fn build_with(
     if let Some(dir) = checkpoint.dir.as_deref().filter(|_| own_code && options.trust_remote_code) {
         request.sources.model_code = Some(model_code::files(dir)?);
     }
-    let request = registry.supply(plugin, &request).map_err(|e| about(checkpoint, e))?;
+    let request = registry.supply(plugin, &request)?;
     if own_code {
         decide_about_code(&request, checkpoint, options)?;
     }
-    let model = registry.build_model(plugin, &request).map_err(|e| about(checkpoint, e))?;
+    let model = registry.build_model(plugin, &request)?;
     Ok((request.sources, model))
 }
 

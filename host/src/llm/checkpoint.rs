@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::settings::{LlmOptions, LoadError, ModelSource};
+use super::settings::{GenerationSource, LlmOptions, LoadError, ModelSource};
 use crate::exec::Dtype;
 use crate::hub::{self, HubOptions, Weights};
 use crate::text::{GenerationConfig, Tokenizer};
@@ -53,6 +53,22 @@ impl Checkpoint {
         if let (Some(template), Some(tokenizer)) = (&options.chat_template, &checkpoint.tokenizer) {
             checkpoint.tokenizer = Some(tokenizer.with_chat_template(template));
         }
+        let defaults = &options.generation;
+        let own = &checkpoint.generation_config;
+        let config = match &defaults.source {
+            GenerationSource::Model => own.clone(),
+            // What ends a text is the model's, not a matter of taste.
+            GenerationSource::None => own.without_defaults(),
+            GenerationSource::Folder(dir) => {
+                let other = GenerationConfig::load(dir)?;
+                let keep = other.eos_token_ids.is_empty();
+                GenerationConfig {
+                    eos_token_ids: if keep { own.eos_token_ids.clone() } else { other.eos_token_ids.clone() },
+                    ..other
+                }
+            }
+        };
+        checkpoint.generation_config = config.with_overrides(&defaults.overrides)?;
         Ok(checkpoint)
     }
 

@@ -163,6 +163,7 @@ impl Llm {
             executor: executor_name.to_owned(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             max_logprobs: options.max_logprobs,
+            kv_cache_dtype: blueprint.kv_cache_dtype.name().to_owned(),
         };
         check_vocabulary(checkpoint, &spec);
         let config = EngineConfig {
@@ -173,6 +174,7 @@ impl Llm {
             enable_prefix_caching: options.enable_prefix_caching,
             max_waiting: options.max_waiting,
             max_waiting_tokens: options.max_waiting_tokens,
+            seed: options.seed,
         };
         let engine = Engine::start(executor, config)?;
         phase.done("engine");
@@ -232,8 +234,10 @@ fn check_vocabulary(checkpoint: &Checkpoint, spec: &ExecSpec) {
 /// What may be used for the KV cache and recurrent states together.
 fn cache_memory(options: &LlmOptions, blueprint: &Blueprint) -> usize {
     let bytes = options.kv_cache_memory.unwrap_or_else(|| {
-        let free = free_memory().saturating_sub(blueprint.checkpoint.weights.total_bytes());
-        free / 2
+        let weights = blueprint.checkpoint.weights.total_bytes();
+        let half = free_memory().saturating_sub(weights) / 2;
+        let bound = options.memory_share.map(|share| (all_memory() as f64 * share) as u64);
+        bound.map_or(half, |bound| half.min(bound.saturating_sub(weights)))
     });
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
@@ -289,6 +293,9 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
     if blocks == 0 {
         let has = match options.kv_cache_memory {
             Some(bytes) => format!("--kv-cache-memory is {bytes} bytes"),
+            None if options.memory_share.is_some() => {
+                "--gpu-memory-utilization leaves too little for the KV cache, after the weights".to_owned()
+            }
             None => "half of the free memory is too little for the KV cache".to_owned(),
         };
         return Err(LoadError::Setting(format!(
@@ -321,6 +328,14 @@ fn free_memory() -> u64 {
     system.refresh_memory();
     let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
     system.available_memory().min(group)
+}
+
+/// Bytes that the machine has, or that this process's control group may use.
+fn all_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    system.total_memory().min(group)
 }
 
 /// Logs how long phases take.

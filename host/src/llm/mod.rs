@@ -34,6 +34,7 @@
 
 mod build;
 mod checkpoint;
+mod guide;
 mod load;
 mod model_code;
 mod options;
@@ -49,13 +50,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
+pub use guide::{Grammar, GrammarError, Structure};
 pub use load::{Blueprint, Chosen};
 /// [`RequestParams`] by the name that vLLM has for it.
 pub use options::RequestParams as SamplingParams;
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 pub use output::{Finish, Generation, Output, StopReason};
-pub use settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError, ModelSource};
+pub use settings::{
+    DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, LoadError, ModelSource,
+};
 
+use guide::Compiler;
 use output::{Choice, ChoiceSetup};
 
 use crate::engine::{self, EngineHandle, EngineRequest, SubmitError, TokenLogprobs};
@@ -89,6 +94,9 @@ pub enum LlmError {
         /// What to give instead.
         instead: &'static str,
     },
+    /// The structured output cannot be followed.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The text could not be tokenised, or the tokens not be made text.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -111,6 +119,7 @@ struct Inner {
     tokenizer: Option<Arc<Tokenizer>>,
     info: ModelInfo,
     generation_config: GenerationConfig,
+    compiler: Compiler,
 }
 
 impl std::fmt::Debug for Llm {
@@ -150,7 +159,7 @@ impl Llm {
         info: ModelInfo,
         generation_config: GenerationConfig,
     ) -> Self {
-        Self { inner: Arc::new(Inner { engine, tokenizer, info, generation_config }) }
+        Self { inner: Arc::new(Inner { engine, tokenizer, info, generation_config, compiler: Compiler::new() }) }
     }
 
     /// What the model is.
@@ -187,6 +196,16 @@ impl Llm {
             repetition_penalty: config.repetition_penalty.unwrap_or(base.repetition_penalty),
             ..base
         }
+    }
+
+    /// Compiles what the output is to be, for [`RequestParams::grammar`]. The first time this takes up to a second for
+    /// a large vocabulary, and later as long as the structure is complex: not for async code.
+    pub fn grammar(&self, structure: &Structure) -> Result<Grammar, LlmError> {
+        let Inner { engine, tokenizer, generation_config, compiler, .. } = &*self.inner;
+        let Some(tokenizer) = tokenizer else {
+            return Err(LlmError::NoTokenizer { field: "structured_outputs", instead: "use allowed_token_ids" });
+        };
+        Ok(compiler.compile(structure, tokenizer, engine.spec().vocab_size, &generation_config.eos_token_ids)?)
     }
 
     /// Checks, tokenises and queues a request. Does not wait for the engine; tokenising a long text takes
@@ -280,14 +299,19 @@ impl Llm {
         let eos = &generation_config.eos_token_ids;
         let sampling = |index| params.sampling(index, prompt.len(), &bad_words, eos, engine);
         let all: Vec<engine::SamplingParams> = (0..params.n).map(sampling).collect();
+        let restriction = params.grammar.clone().map(|grammar| Arc::new(grammar) as Arc<dyn engine::Restriction>);
         let request = |params: &engine::SamplingParams| EngineRequest {
             prompt: prompt.clone(),
             params: params.clone(),
+            restriction: restriction.clone(),
             priority,
             arrival,
         };
         let streams = engine.submit_all(all.iter().map(request).collect())?;
-        let detokenizer = |it: &Arc<Tokenizer>| Detokenizer::new(it, params.skip_special_tokens, &prompt);
+        let detokenizer = |it: &Arc<Tokenizer>| {
+            let detokenizer = Detokenizer::new(it, params.skip_special_tokens, &prompt);
+            detokenizer.with_spaces_between_special_tokens(params.spaces_between_special_tokens)
+        };
         let setup = |(index, (events, sampling))| ChoiceSetup {
             index,
             events,

@@ -1,6 +1,7 @@
 //! What a caller may ask of a model, and the check of it. Ranges are vLLM's. Never tokenises and never
 //! talks to the engine. Filled by `server` and `cli`.
 
+use super::guide::Grammar;
 use crate::engine::sampler::derive_seed;
 use crate::engine::{EngineHandle, SamplingParams};
 
@@ -33,6 +34,8 @@ pub struct ModelInfo {
     pub created: u64,
     /// The most `logprobs` and `prompt_logprobs` that may be asked for; -1: no limit (vLLM's `--max-logprobs`).
     pub max_logprobs: i64,
+    /// Element type of the KV cache.
+    pub kv_cache_dtype: String,
 }
 
 impl Default for ModelInfo {
@@ -51,6 +54,7 @@ impl Default for ModelInfo {
             executor: "cpu".into(),
             created: 0,
             max_logprobs: 20,
+            kv_cache_dtype: String::new(),
         }
     }
 }
@@ -141,12 +145,18 @@ pub struct RequestParams {
     pub seed: Option<i64>,
     /// Log-probabilities of this many most likely tokens; -1: of all.
     pub logprobs: Option<i64>,
-    /// The same for the prompt.
+    /// Log-probabilities of these tokens in place of the most likely ones; together with `logprobs` only.
+    pub logprob_token_ids: Vec<u32>,
+    /// The same as `logprobs` for the prompt.
     pub prompt_logprobs: Option<i64>,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
+    /// Where special tokens are shown: keep the spaces that the tokenizer puts between them.
+    pub spaces_between_special_tokens: bool,
     /// Give text; without it only token ids.
     pub detokenize: bool,
+    /// What the output must be (see [`super::Llm::grammar`]).
+    pub grammar: Option<Grammar>,
     /// Let the tokenizer add its special tokens (bos) to a text prompt.
     pub add_special_tokens: bool,
 }
@@ -175,9 +185,12 @@ impl Default for RequestParams {
             ignore_eos: false,
             seed: None,
             logprobs: None,
+            logprob_token_ids: Vec::new(),
             prompt_logprobs: None,
             skip_special_tokens: true,
+            spaces_between_special_tokens: true,
             detokenize: true,
+            grammar: None,
             add_special_tokens: true,
         }
     }
@@ -195,6 +208,8 @@ pub struct ParamError {
 
 const MAX_N: usize = 128;
 const MAX_STOP: usize = 16;
+/// vLLM's.
+const MAX_LOGPROB_TOKEN_IDS: usize = 128;
 
 impl RequestParams {
     /// Checks every range.
@@ -250,6 +265,14 @@ impl RequestParams {
         };
         each("logit_bias", Box::new(self.logit_bias.iter().map(|&(id, _)| id)))?;
         each("stop_token_ids", Box::new(self.stop_token_ids.iter().copied()))?;
+        let count = self.logprob_token_ids.len();
+        check("logprob_token_ids", count <= MAX_LOGPROB_TOKEN_IDS, || {
+            format!("must be at most {MAX_LOGPROB_TOKEN_IDS} ids, got {count}")
+        })?;
+        check("logprob_token_ids", count == 0 || self.logprobs.is_some(), || {
+            "goes with logprobs; ask for logprobs too".into()
+        })?;
+        each("logprob_token_ids", Box::new(self.logprob_token_ids.iter().copied()))?;
         if let Some(allowed) = &self.allowed_token_ids {
             check("allowed_token_ids", !allowed.is_empty(), || {
                 "must not be empty; leave it out to allow all tokens".into()
@@ -289,6 +312,7 @@ impl RequestParams {
             ignore_eos: self.ignore_eos,
             seed: self.seed.map(|seed| derive_seed(seed as u64, index as u64)),
             logprobs: count(self.logprobs),
+            logprob_token_ids: self.logprob_token_ids.clone(),
             // The prompt is the same for all choices: the first reports on it.
             prompt_logprobs: count(self.prompt_logprobs).filter(|_| index == 0),
         }
@@ -346,6 +370,15 @@ mod tests {
             (
                 |p| p.allowed_token_ids = Some(vec![]),
                 "allowed_token_ids: must not be empty; leave it out to allow all tokens",
+            ),
+            (
+                |p| (p.logprobs, p.logprob_token_ids) = (Some(1), vec![0; 129]),
+                "logprob_token_ids: must be at most 128 ids, got 129",
+            ),
+            (|p| p.logprob_token_ids = vec![1], "logprob_token_ids: goes with logprobs; ask for logprobs too"),
+            (
+                |p| (p.logprobs, p.logprob_token_ids) = (Some(1), vec![257]),
+                "logprob_token_ids: token id 257 is out of range; the model has 257 tokens (0 to 256)",
             ),
             (|p| p.max_tokens = Some(0), "max_tokens: must be at least 1, got 0"),
             (|p| p.min_tokens = 17, "min_tokens: must be at most max_tokens (16), got 17"),

@@ -80,12 +80,39 @@ pub struct LlmOptions {
     /// The number of KV blocks, whatever memory they take; `None`: as many as fit. To see a model preempted, where its
     /// recurrent states or the lack of a cache make memory a poor measure (vLLM's `num_gpu_blocks_override`).
     pub kv_blocks: Option<usize>,
+    /// Upper bound of weights and KV cache together, as a share of the memory; `None`: no other than what is free.
+    pub memory_share: Option<f64>,
+    /// Seed of requests that bring none; `None`: a new one for each.
+    pub seed: Option<u64>,
+    /// Where defaults of sampling parameters come from.
+    pub generation: GenerationDefaults,
     /// Load no tokenizer: prompts are token ids.
     pub skip_tokenizer_init: bool,
     /// Chat template to use instead of the model's own.
     pub chat_template: Option<String>,
     /// The most logprobs that a request may ask for; -1: no limit.
     pub max_logprobs: i64,
+}
+
+/// Where defaults of sampling parameters come from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// The file.
+    pub source: GenerationSource,
+    /// Fields that win over the file's.
+    pub overrides: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Which `generation_config.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum GenerationSource {
+    /// The model's.
+    #[default]
+    Model,
+    /// None: vLLM's defaults.
+    None,
+    /// That of another folder.
+    Folder(std::path::PathBuf),
 }
 
 impl Default for LlmOptions {
@@ -109,6 +136,9 @@ impl Default for LlmOptions {
             enable_prefix_caching: true,
             kv_cache_memory: None,
             kv_blocks: None,
+            memory_share: None,
+            seed: None,
+            generation: GenerationDefaults::default(),
             skip_tokenizer_init: false,
             chat_template: None,
             max_logprobs: 20,

@@ -8,8 +8,8 @@ use super::*;
 use crate::engine::sim::{SimExecutor, SimOptions};
 use crate::engine::{Engine, EngineConfig, FinishReason};
 
-const EOS: u32 = 256;
-const VOCAB: usize = 257;
+pub(super) const EOS: u32 = 256;
+pub(super) const VOCAB: usize = 257;
 
 /// The characters that byte-level tokenizers write for bytes.
 fn byte_char(byte: u8) -> char {
@@ -18,7 +18,7 @@ fn byte_char(byte: u8) -> char {
     if plain(byte) { char::from(byte) } else { char::from_u32(256 + before).unwrap_or('?') }
 }
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub(super) fn tokenizer() -> Arc<Tokenizer> {
     let vocab: serde_json::Map<_, _> = (0..=255).map(|b| (byte_char(b).to_string(), json!(b))).collect();
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
@@ -34,7 +34,7 @@ fn tokenizer() -> Arc<Tokenizer> {
     }
 }
 
-fn model(options: SimOptions, config: EngineConfig, tokenizer: Option<Arc<Tokenizer>>) -> Llm {
+pub(super) fn model(options: SimOptions, config: EngineConfig, tokenizer: Option<Arc<Tokenizer>>) -> Llm {
     let engine = match Engine::start(Box::new(SimExecutor::new(options)), config) {
         Ok(engine) => engine,
         Err(error) => panic!("{error}"),
@@ -43,11 +43,11 @@ fn model(options: SimOptions, config: EngineConfig, tokenizer: Option<Arc<Tokeni
     Llm::from_parts(engine, tokenizer, info, GenerationConfig { eos_token_ids: vec![EOS], ..Default::default() })
 }
 
-fn config() -> EngineConfig {
+pub(super) fn config() -> EngineConfig {
     EngineConfig { max_num_seqs: 8, max_num_batched_tokens: 64, max_waiting: 16, ..EngineConfig::new(400, 100) }
 }
 
-fn llm() -> Llm {
+pub(super) fn llm() -> Llm {
     model(SimOptions::new(VOCAB), config(), Some(tokenizer()))
 }
 
@@ -61,14 +61,14 @@ fn letters(max_tokens: usize) -> RequestParams {
     }
 }
 
-fn one(llm: &Llm, params: &RequestParams) -> Output {
+pub(super) fn one(llm: &Llm, params: &RequestParams) -> Output {
     match llm.generate(vec![Prompt::Text("hello".into())], params) {
         Ok(mut completions) => completions.remove(0).choices.remove(0),
         Err(error) => panic!("{error}"),
     }
 }
 
-fn finish(output: &Output) -> &Finish {
+pub(super) fn finish(output: &Output) -> &Finish {
     output.finish.as_ref().unwrap_or_else(|| panic!("not finished: {output:?}"))
 }
 

@@ -40,7 +40,9 @@ use error::one_line;
 use crate::transformers::PackageOptions;
 
 /// Default of [`RegistryOptions::deadline`].
-pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
+/// Most time for a plugin to describe itself, whatever the deadline: one that hangs must not hold up every start.
+const DESCRIBE_DEADLINE: Duration = Duration::from_secs(20);
 /// Default of [`RegistryOptions::memory_limit`], in bytes.
 pub const DEFAULT_MEMORY_LIMIT: u64 = 2 << 30;
 /// Default of [`RegistryOptions::answer_limit`], in bytes.
@@ -213,7 +215,9 @@ impl Registry {
         if let Some(known) = self.cache.description(&copy.hash).filter(|d| check_description(d).is_ok()) {
             return Ok(known);
         }
-        let (answer, output) = self.caller().ask(copy.path.as_os_str(), None);
+        let caller = self.caller();
+        let caller = Caller { deadline: caller.deadline.min(DESCRIBE_DEADLINE), ..caller };
+        let (answer, output) = caller.ask(copy.path.as_os_str(), None);
         let description = answer.and_then(|bytes| read_description(&bytes)).map_err(|cause| (cause, output))?;
         self.cache.keep_description(&copy.hash, &description);
         Ok(description)

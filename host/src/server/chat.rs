@@ -10,14 +10,18 @@ use axum::response::Response;
 
 use super::answer::{self, Answer, Names, Slot, finish, push_json};
 use super::body;
+use super::calls::{Called, Message, Reader, call_id};
 use super::error::ApiError;
 use super::logprobs::{self, TokenNames};
 use super::middleware::RequestId;
-use super::protocol::chat::{ChatChoice, ChatDeltaChoice, ChatLogprobs, ChatMessage, ChatRequest, Delta};
-use super::protocol::common::PromptLogprobs;
+use super::parsers::{Event, Tools};
+use super::protocol::chat::{
+    ChatChoice, ChatDeltaChoice, ChatLogprobs, ChatMessage, ChatRequest, Delta, FunctionCall, ToolCall,
+};
+use super::protocol::common::{PromptLogprobs, StopCause};
 use super::run::Running;
 use super::state::AppState;
-use super::validate::chat::{Chat, chat};
+use super::validate::chat::{Chat, Meaning, chat};
 use super::validate::{self, sampling::Form};
 use crate::llm::Output;
 
@@ -29,14 +33,19 @@ pub(crate) async fn handle(
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
     let (raw, size) = body::read::<ChatRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
+    // A grammar takes its time to compile, however short it is.
+    let work = if raw.is_structured() || raw.tool_choice.is_some() { usize::MAX } else { size };
     let shared = state.clone();
-    let Chat { model, request, echo, logprobs, form, request_id } =
-        validate::off_loop(size, move || chat(&shared, raw)).await?;
+    let Chat { model, request, echo, meaning, logprobs, form, request_id } =
+        validate::off_loop(work, move || chat(&shared, raw)).await?;
     let names = Names { id: validate::request_id(id, request_id)?, model };
     let running = Running::start(&state, vec![request], arrival)?;
     let prompt_token_ids = form.return_token_ids.then(|| running.prompts.concat());
     let answer = Chats {
+        readers: (0..running.n).map(|_| Reader::new(&meaning)).collect(),
+        calls: vec![0; running.n],
         started: vec![false; running.n],
+        meaning,
         prompt_token_ids,
         prompt_logprobs: None,
         echo,
@@ -58,6 +67,11 @@ struct Chats {
     echo: Option<String>,
     logprobs: Option<usize>,
     form: Form,
+    meaning: Meaning,
+    /// One a choice.
+    readers: Vec<Reader>,
+    /// How many calls of each choice a stream has shown.
+    calls: Vec<usize>,
     /// Which choices have said something.
     started: Vec<bool>,
 }
@@ -69,13 +83,48 @@ impl Chats {
         Some(ChatLogprobs { content: output.logprobs.iter().map(|entry| logprobs::chat(names, entry, top)).collect() })
     }
 
-    /// The text of an output, with the echo in front of a choice's first.
-    fn text<'a>(&mut self, slot: Slot, output: &'a Output) -> std::borrow::Cow<'a, str> {
+    /// What an output says, with the echo in front of a choice's first.
+    fn read(&mut self, slot: Slot, output: &Output) -> Vec<Event> {
         let first = !std::mem::replace(&mut self.started[slot.choice], true);
-        match &self.echo {
-            Some(echo) if first => format!("{echo}{}", output.text).into(),
-            _ => output.text.as_str().into(),
+        let mut events = self.readers[slot.choice].read(output);
+        if let Some(echo) = self.echo.as_ref().filter(|_| first) {
+            events.insert(0, Event::Content(echo.clone()));
         }
+        events
+    }
+
+    /// How a choice ended: one that calls a tool says so, unless it was told to.
+    fn finish(&self, slot: Slot, output: &Output) -> (Option<&'static str>, Option<StopCause>) {
+        let (reason, cause) = finish(output.finish.as_ref());
+        let called = self.readers[slot.choice].has_called() && !matches!(self.meaning.plan.tools, Tools::Named(_));
+        (reason.map(|reason| if called && reason == "stop" { "tool_calls" } else { reason }), cause)
+    }
+
+    /// What is new, as a stream shows it: events of one kind added up, calls with their places.
+    fn news(&mut self, slot: Slot, events: Vec<Event>) -> (String, String, Vec<ToolCall>) {
+        let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::<ToolCall>::new());
+        for event in events {
+            match event {
+                Event::Content(text) => content += &text,
+                Event::Reasoning(text) => reasoning += &text,
+                Event::Call(name) => {
+                    let index = self.calls[slot.choice];
+                    self.calls[slot.choice] += 1;
+                    let function = FunctionCall { name: Some(name), arguments: String::new() };
+                    let id = Some(call_id(&self.meaning.plan));
+                    calls.push(ToolCall { index: Some(index), id, kind: Some("function"), function });
+                }
+                Event::Arguments(text) => match calls.last_mut() {
+                    Some(call) => call.function.arguments += &text,
+                    None => {
+                        let index = Some(self.calls[slot.choice].saturating_sub(1));
+                        let function = FunctionCall { name: None, arguments: text };
+                        calls.push(ToolCall { index, function, ..ToolCall::default() });
+                    }
+                },
+            }
+        }
+        (content, reasoning, calls)
     }
 }
 
@@ -87,7 +136,7 @@ impl Answer for Chats {
     fn opening(&mut self, out: &mut Vec<u8>, slot: Slot) -> bool {
         let choice = ChatDeltaChoice {
             index: slot.choice,
-            delta: Delta { role: Some("assistant"), content: Some("") },
+            delta: Delta { role: Some("assistant"), content: Some(""), ..Delta::default() },
             logprobs: None,
             finish_reason: None,
             stop_reason: None,
@@ -98,17 +147,21 @@ impl Answer for Chats {
     }
 
     fn delta(&mut self, out: &mut Vec<u8>, slot: Slot, output: &Output) -> bool {
-        let text = self.text(slot, output);
+        let events = self.read(slot, output);
+        let (text, reasoning, calls) = self.news(slot, events);
         let ids = self.form.return_token_ids;
-        let silent = text.is_empty() && output.logprobs.is_empty() && (!ids || output.token_ids.is_empty());
+        let nothing = text.is_empty() && reasoning.is_empty() && calls.is_empty();
+        let silent = nothing && output.logprobs.is_empty() && (!ids || output.token_ids.is_empty());
         if silent && output.finish.is_none() {
             return false;
         }
         let lists = self.logprobs(output).filter(|lists| !lists.content.is_empty());
-        let (finish_reason, stop_reason) = finish(output.finish.as_ref());
+        let (finish_reason, stop_reason) = self.finish(slot, output);
+        let content = (!text.is_empty() || (reasoning.is_empty() && calls.is_empty())).then_some(text.as_str());
+        let reasoning = (!reasoning.is_empty()).then_some(reasoning.as_str());
         let choice = ChatDeltaChoice {
             index: slot.choice,
-            delta: Delta { role: None, content: Some(&text) },
+            delta: Delta { role: None, content, reasoning, reasoning_content: reasoning, tool_calls: &calls },
             logprobs: lists.as_ref(),
             finish_reason,
             stop_reason: stop_reason.as_ref(),
@@ -119,15 +172,25 @@ impl Answer for Chats {
     }
 
     fn whole(&mut self, out: &mut Vec<u8>, slot: Slot, output: &Output) {
-        let text = self.text(slot, output);
+        let mut message = Message::default();
+        message.add(self.read(slot, output), || call_id(&self.meaning.plan));
         if let Some(entries) = output.prompt_logprobs.as_deref().filter(|_| self.form.prompt_logprobs) {
             self.prompt_logprobs = Some(logprobs::prompt(self.state.llm.tokenizer().map(Arc::as_ref), entries));
         }
         let lists = self.logprobs(output);
-        let (finish_reason, stop_reason) = finish(output.finish.as_ref());
+        let (finish_reason, stop_reason) = self.finish(slot, output);
+        let called = |Called { id, name, arguments }: Called| ToolCall {
+            index: None,
+            id: Some(id),
+            kind: Some("function"),
+            function: FunctionCall { name: Some(name), arguments },
+        };
+        let calls: Vec<ToolCall> = message.calls.into_iter().map(called).collect();
+        let content = (!message.content.is_empty() || calls.is_empty()).then_some(message.content.as_str());
+        let reasoning = (!message.reasoning.is_empty()).then_some(message.reasoning.as_str());
         let choice = ChatChoice {
             index: slot.choice,
-            message: ChatMessage::assistant(&text),
+            message: ChatMessage::assistant(content, reasoning, &calls),
             logprobs: lists.as_ref(),
             finish_reason,
             stop_reason: stop_reason.as_ref(),

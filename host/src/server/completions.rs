@@ -30,8 +30,10 @@ pub(crate) async fn handle(
     let arrival = Instant::now();
     let (raw, size) =
         body::read::<CompletionRequest>(request, state.config.max_body_size, state.config.read_timeout).await?;
+    // A grammar takes its time to compile, however short it is.
+    let work = if raw.is_structured() { usize::MAX } else { size };
     let shared = state.clone();
-    let work = validate::off_loop(size, move || completion(&shared, raw)).await?;
+    let work = validate::off_loop(work, move || completion(&shared, raw)).await?;
     let Completion { model, requests, echo, echo_only, logprobs, form, request_id } = work;
     let names = Names { id: validate::request_id(id, request_id)?, model };
     let running = Running::start(&state, requests, arrival)?;

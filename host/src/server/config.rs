@@ -1,10 +1,36 @@
 //! What an operator can set about the HTTP side. Filled by the command line; read by [`super::serve`].
 //! Everything has a default that is safe to expose on a loopback address.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::cors::CorsConfig;
+use super::parsers::{ReasoningFormat, ToolFormat};
+
+/// A format of the model's text: given, or found in the chat template.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FormatChoice<T> {
+    /// What the chat template describes, if it describes one.
+    #[default]
+    Auto,
+    /// None: text is text.
+    Off,
+    /// This one.
+    Is(T),
+}
+
+impl<T: FromStr<Err = String>> FromStr for FormatChoice<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::Off),
+            name => name.parse().map(Self::Is).map_err(|error| format!("{error}; or auto, or none")),
+        }
+    }
+}
 
 /// Settings of the HTTP server. What concerns the model lives in `LlmOptions`.
 #[derive(Debug, Clone)]
@@ -27,8 +53,14 @@ pub struct ServerConfig {
     pub read_timeout: Duration,
     /// Most open connections; further ones wait in the listen queue of the system.
     pub max_connections: usize,
+    /// How the model writes tool calls.
+    pub tool_call_parser: FormatChoice<ToolFormat>,
+    /// How the model marks its reasoning.
+    pub reasoning_parser: FormatChoice<ReasoningFormat>,
     /// Whether to write one log line a request (probes and scrapes never get one).
     pub access_log: bool,
+    /// Further paths that get no line.
+    pub unlogged: Vec<String>,
     /// A step of the engine that takes longer is taken for a hang by `/health`.
     pub hang_timeout: Duration,
     /// Which other origins' pages may use the API.
@@ -49,7 +81,10 @@ impl Default for ServerConfig {
             write_timeout: Duration::from_secs(300),
             read_timeout: Duration::from_secs(60),
             max_connections: 8192,
+            tool_call_parser: FormatChoice::Auto,
+            reasoning_parser: FormatChoice::Auto,
             access_log: true,
+            unlogged: Vec::new(),
             hang_timeout: Duration::from_secs(120),
             cors: CorsConfig::default(),
             tls: None,

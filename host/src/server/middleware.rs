@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
+use super::page;
 use super::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -50,6 +51,13 @@ impl RequestId {
     }
 }
 
+/// A key that nobody can guess, for a server that only its own process should use.
+pub fn random_key() -> String {
+    // The standard library seeds its hashers from the system's source of random numbers.
+    let word = || RandomState::new().hash_one(Instant::now());
+    format!("{:016x}{:016x}", word(), word())
+}
+
 /// Gives the request its id, times it and logs it.
 pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let id = request
@@ -57,14 +65,20 @@ pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Req
         .get(&REQUEST_ID)
         .and_then(|value| RequestId::from_client(value.to_str().ok()?))
         .unwrap_or_else(RequestId::fresh);
-    let logged = state.config.access_log && !UNLOGGED.contains(&request.uri().path());
-    let line = logged.then(|| (request.method().clone(), request.uri().path().to_owned(), Instant::now()));
+    // Only routes that exist have a name, so that nobody can make up labels.
+    let handler = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let path = request.uri().path();
+    let silent = UNLOGGED.contains(&path) || state.config.unlogged.iter().any(|other| other == path);
+    let logged = state.config.access_log && !silent;
+    let line = logged.then(|| (request.uri().path().to_owned(), Instant::now()));
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
+    state.metrics.handled(handler, &method, response.status());
     if let Ok(value) = HeaderValue::from_str(&id.text) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    if let Some((method, path, start)) = line {
+    if let Some((path, start)) = line {
         let status = response.status().as_u16();
         // For streams this is the time until the answer began.
         let ms = start.elapsed().as_secs_f64() * 1e3;
@@ -82,14 +96,16 @@ impl Keys {
         Self(keys.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect())
     }
 
-    /// Whether `header` (`Authorization`) opens the API.
-    fn admit(&self, header: Option<&HeaderValue>) -> bool {
+    /// Whether a request with these headers may use the API: `Authorization: Bearer KEY`, or `x-api-key`, which Anthropic's
+    /// clients send.
+    fn admit(&self, headers: &HeaderMap) -> bool {
         if self.0.is_empty() {
             return true;
         }
-        let given = header.map(HeaderValue::as_bytes).unwrap_or_default();
-        let key = match given.get(..7) {
-            Some(scheme) if scheme.eq_ignore_ascii_case(b"bearer ") => &given[7..],
+        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let key = match (given.get(..7), headers.get("x-api-key")) {
+            (Some(scheme), _) if scheme.eq_ignore_ascii_case(b"bearer ") => &given[7..],
+            (_, Some(key)) => key.as_bytes(),
             _ => return false,
         };
         let given: [u8; 32] = Sha256::digest(key).into();
@@ -101,8 +117,11 @@ impl Keys {
 
 /// Lets a request through if it carries a key; probes are open to all.
 pub(crate) async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    if OPEN.contains(&request.uri().path()) || state.keys.admit(request.headers().get(header::AUTHORIZATION)) {
+    if OPEN.contains(&request.uri().path()) || state.keys.admit(request.headers()) {
         return next.run(request).await;
+    }
+    if request.uri().path() == "/" && request.method() == Method::GET {
+        return page::sign_in();
     }
     let message = "this server needs an API key; send it as Authorization: Bearer KEY";
     ApiError::new(StatusCode::UNAUTHORIZED, message).into_response()
@@ -139,14 +158,18 @@ mod tests {
     #[test]
     fn keys_admit_only_their_own() {
         let keys = Keys::new(&["one".into(), "two".into()]);
-        let header = |text: &'static str| HeaderValue::from_static(text);
-        assert!(keys.admit(Some(&header("Bearer one"))));
-        assert!(keys.admit(Some(&header("bearer two"))));
+        let headers = |name: &'static str, text: &'static str| {
+            HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(text))])
+        };
+        assert!(keys.admit(&headers("authorization", "Bearer one")));
+        assert!(keys.admit(&headers("authorization", "bearer two")));
+        assert!(keys.admit(&headers("x-api-key", "two")));
         for bad in ["Bearer", "Bearer ", "Bearer on", "Bearer onetwo", "one", "Basic one", ""] {
-            assert!(!keys.admit(Some(&header(bad))), "{bad}");
+            assert!(!keys.admit(&headers("authorization", bad)), "{bad}");
+            assert!(!keys.admit(&headers("x-api-key", if bad == "one" { "" } else { bad })), "{bad}");
         }
-        assert!(!keys.admit(None));
-        assert!(Keys::new(&[]).admit(None));
+        assert!(!keys.admit(&HeaderMap::new()));
+        assert!(Keys::new(&[]).admit(&HeaderMap::new()));
     }
 
     #[test]

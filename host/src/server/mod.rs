@@ -5,7 +5,9 @@
 //! connection drops its generations. Called by `cli` through [`serve`].
 
 mod answer;
+mod anthropic;
 mod body;
+mod calls;
 mod chat;
 mod completions;
 mod config;
@@ -15,8 +17,14 @@ mod info;
 mod logprobs;
 mod metrics;
 mod middleware;
+mod openapi;
+mod page;
+mod parsers;
 mod protocol;
+mod render;
+mod responses;
 mod run;
+mod script;
 mod serve;
 mod stall;
 mod state;
@@ -33,9 +41,11 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use config::ServerConfig;
+pub use config::{FormatChoice, ServerConfig};
 pub use cors::{CorsConfig, CorsError};
 pub use error::ApiError;
+pub use middleware::random_key;
+pub use parsers::{ReasoningFormat, ToolFormat};
 pub use serve::{ServerError, serve};
 pub use tls::{TlsError, TlsFiles};
 
@@ -45,15 +55,22 @@ use state::AppState;
 fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
     let router = Router::new()
         .route("/v1/completions", post(completions::handle))
+        .route("/v1/completions/render", post(render::completions))
         .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/chat/completions/render", post(render::chats))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/responses", post(responses::handle))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
+        .route("/", get(page::page))
         .route("/health", get(info::health))
         .route("/health/ready", get(info::ready))
         .route("/ping", get(info::health).post(info::health))
         .route("/load", get(info::load))
         .route("/version", get(info::version))
         .route("/metrics", get(info::metrics))
+        .route("/openapi.json", get(openapi::handle))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .fallback(middleware::not_found)

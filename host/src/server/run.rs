@@ -21,6 +21,9 @@ pub(crate) struct Running {
     trackers: Vec<Tracker>,
     /// Counts in `/load` as long as it lives.
     _load: LoadGuard,
+    /// For each prompt, how many choices run and how long the longest of the others was.
+    longest: Vec<(usize, usize)>,
+    state: Arc<AppState>,
     /// Token ids of the prompts.
     pub(crate) prompts: Vec<Vec<u32>>,
     /// Choices for each prompt.
@@ -41,7 +44,14 @@ impl Running {
         let mut outputs = SelectAll::new();
         let mut prompts = Vec::with_capacity(requests.len());
         for (index, request) in requests.into_iter().enumerate() {
-            let generation = state.llm.submit(request).map_err(from_llm)?;
+            let max_tokens = request.params.max_tokens;
+            let generation = state.llm.submit(request).map_err(|error| {
+                if let LlmError::Submit(error) = &error {
+                    state.metrics.rejected(error);
+                }
+                from_llm(error)
+            })?;
+            state.metrics.taken(n, max_tokens);
             prompts.push(generation.prompt_token_ids().to_vec());
             let stream = unfold(generation, |mut generation| async {
                 let output = generation.next().await?;
@@ -50,7 +60,9 @@ impl Running {
             outputs.push(stream.map(move |output| (index, output)).boxed());
         }
         let trackers = (0..prompts.len() * n).map(|_| Tracker::new(state, arrival)).collect();
-        Ok(Self { outputs, aborted: Box::pin(state.aborted()), trackers, _load: state.load.enter(), prompts, n })
+        let (aborted, _load) = (Box::pin(state.aborted()), state.load.enter());
+        let (longest, state) = (vec![(n, 0); prompts.len()], state.clone());
+        Ok(Self { outputs, aborted, trackers, _load, longest, state, prompts, n })
     }
 
     /// What is new of which prompt; None when all is said. Nothing is lost if the future is dropped.
@@ -70,7 +82,13 @@ impl Running {
         if let Some(tracker) = self.trackers.get_mut(prompt * self.n + output.index) {
             tracker.tokens(output.token_ids.len());
             if let Some(finish) = &output.finish {
-                tracker.finish(finish.reason, finish.prompt_tokens, finish.completion_tokens, &finish.timings);
+                tracker.finish(finish);
+                let (left, longest) = &mut self.longest[prompt];
+                *longest = finish.completion_tokens.max(*longest);
+                *left -= 1;
+                if *left == 0 {
+                    self.state.metrics.longest(*longest);
+                }
                 if finish.reason == FinishReason::Abort {
                     return Some(Err(shutting_down()));
                 }
@@ -101,6 +119,7 @@ fn from_llm(error: LlmError) -> ApiError {
         }
         LlmError::Param(error) => ApiError::field(error.field, error.message),
         LlmError::NoTokenizer { field, .. } => ApiError::field(field, message),
+        LlmError::Grammar(_) => ApiError::field("structured_outputs", message),
         LlmError::Text(_) => ApiError::bad_request(message),
         LlmError::Failed(_) => {
             tracing::error!(error = message, "a generation failed");

@@ -27,6 +27,7 @@ pub(crate) async fn tokenize(State(state): State<Arc<AppState>>, request: Reques
                     ("continue_final_message", raw.continue_final_message.is_some()),
                     ("chat_template", raw.chat_template.is_some()),
                     ("chat_template_kwargs", raw.chat_template_kwargs.is_some()),
+                    ("tools", raw.tools.is_some()),
                 ];
                 if let Some((name, _)) = chat_only.into_iter().find(|(_, given)| *given) {
                     return Err(ApiError::field(name, "goes with messages, not with prompt; leave it out"));
@@ -40,6 +41,7 @@ pub(crate) async fn tokenize(State(state): State<Arc<AppState>>, request: Reques
                     chat_template: raw.chat_template,
                     kwargs: raw.chat_template_kwargs.unwrap_or_default(),
                     documents: None,
+                    tools: raw.tools.filter(|tools| !tools.is_empty()).map(serde_json::Value::Array),
                 };
                 (template.render(&state, messages)?.text, raw.add_special_tokens.unwrap_or(false))
             }

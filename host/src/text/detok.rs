@@ -34,6 +34,10 @@ pub struct Detokenizer {
     sent: usize,
     /// The text of `ids[..sent]`.
     context: String,
+    /// Whether the tokenizer's spaces between special tokens are kept.
+    spaces: bool,
+    /// The last id was an added token.
+    after_added: bool,
 }
 
 impl Detokenizer {
@@ -47,6 +51,8 @@ impl Detokenizer {
             ids: Vec::new(),
             sent: 0,
             context: String::new(),
+            spaces: true,
+            after_added: false,
         };
         let mut start = prompt_tail.len().saturating_sub(PROMPT_TAIL);
         // A window that began within a character would be an invalid run.
@@ -80,10 +86,25 @@ impl Detokenizer {
         detokenizer
     }
 
+    /// vLLM's `spaces_between_special_tokens`. It matters for tokenizers that join words by spaces, where special tokens
+    /// are shown: without it, an added token directly follows another.
+    pub fn with_spaces_between_special_tokens(mut self, spaces: bool) -> Self {
+        self.spaces = spaces || self.skip_special_tokens;
+        self
+    }
+
     /// Takes the next id; returns the text that is complete with it, often one word, sometimes nothing.
     pub fn push(&mut self, id: u32) -> Result<String, TextError> {
         if !self.has_text(id) {
             return Ok(String::new());
+        }
+        let added = !self.spaces && self.tokenizer.is_added(id);
+        if std::mem::replace(&mut self.after_added, added) && added {
+            let before = self.finish()?;
+            self.ids = vec![id];
+            self.sent = 1;
+            self.context = self.decode(&self.ids)?;
+            return Ok(before + &self.context);
         }
         self.ids.push(id);
         let text = self.decode(&self.ids)?;
@@ -271,6 +292,22 @@ mod tests {
             .map(|token| tokenizer.token_id(token).unwrap())
             .collect();
         assert_eq!(stream(&tokenizer, &ids, true), ["", "", "", "\u{1f600}", " the", "", "\u{fffd} the", ""]);
+    }
+
+    #[test]
+    fn special_tokens_may_follow_each_other_without_a_space() {
+        let tokenizer = crate::text::test_tokenizers::word_level();
+        let ids: Vec<u32> =
+            ["[BOS]", "[BOS]", "the", "[BOS]", "[UNK]", "fox"].map(|token| tokenizer.token_id(token).unwrap()).to_vec();
+        let run = |skip, spaces| {
+            let mut detokenizer = Detokenizer::new(&tokenizer, skip, &[]).with_spaces_between_special_tokens(spaces);
+            let mut text: String = ids.iter().map(|id| detokenizer.push(*id).unwrap()).collect();
+            text += &detokenizer.finish().unwrap();
+            text
+        };
+        assert_eq!(run(false, true), "[BOS] [BOS] the [BOS] [UNK] fox");
+        assert_eq!(run(false, false), "[BOS][BOS] the [BOS][UNK] fox");
+        assert_eq!(run(true, false), "the fox");
     }
 
     #[test]

@@ -93,6 +93,46 @@ impl GenerationConfig {
     }
 }
 
+impl GenerationConfig {
+    /// Only what identifies the beginning and the end of a text.
+    pub fn without_defaults(&self) -> Self {
+        Self { eos_token_ids: self.eos_token_ids.clone(), bos_token_id: self.bos_token_id, ..Self::default() }
+    }
+
+    /// With these fields in place of its own. Fields of other names are refused: they would have no effect.
+    pub fn with_overrides(&self, overrides: &serde_json::Map<String, Value>) -> Result<Self, TextError> {
+        const KNOWN: [&str; 8] = [
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "max_new_tokens",
+            "do_sample",
+            "eos_token_id",
+        ];
+        let source = "--override-generation-config";
+        if let Some(key) = overrides.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+            return Err(TextError::invalid(source, format!("\"{key}\" has no effect; known are {}", KNOWN.join(", "))));
+        }
+        let value = Value::Object(overrides.clone());
+        let fields = Fields { file: source, value: &value };
+        let eos = fields.ids("eos_token_id")?;
+        let over = Self::from_values(Some(&value), None)?;
+        Ok(Self {
+            eos_token_ids: if eos.is_empty() { self.eos_token_ids.clone() } else { eos },
+            bos_token_id: self.bos_token_id,
+            temperature: over.temperature.or(self.temperature),
+            top_p: over.top_p.or(self.top_p),
+            top_k: over.top_k.or(self.top_k),
+            min_p: over.min_p.or(self.min_p),
+            repetition_penalty: over.repetition_penalty.or(self.repetition_penalty),
+            max_new_tokens: over.max_new_tokens.or(self.max_new_tokens),
+            do_sample: over.do_sample.or(self.do_sample),
+        })
+    }
+}
+
 /// Fields of one file, with errors that name both.
 struct Fields<'a> {
     file: &'static str,
@@ -170,6 +210,20 @@ mod tests {
         let nested = json!({"eos_token_id": null, "text_config": {"eos_token_id": [9]}});
         assert_eq!(load(json!({}), nested).unwrap().eos_token_ids, [9]);
         assert_eq!(load(json!({"bos_token_id": -1}), json!({})).unwrap().bos_token_id, None);
+    }
+
+    #[test]
+    fn overrides_win_field_by_field() {
+        let own =
+            load(json!({"eos_token_id": 2, "temperature": 0.6, "top_k": 50}), json!({"bos_token_id": 1})).unwrap();
+        let overrides = json!({"temperature": 0.1, "max_new_tokens": 9});
+        let found = own.with_overrides(overrides.as_object().unwrap()).unwrap();
+        let expected = GenerationConfig { temperature: Some(0.1), max_new_tokens: Some(9), ..own.clone() };
+        assert_eq!(found, expected);
+        let plain = own.without_defaults();
+        assert_eq!((plain.temperature, plain.eos_token_ids, plain.bos_token_id), (None, vec![2], Some(1)));
+        let message = own.with_overrides(json!({"temprature": 1}).as_object().unwrap()).unwrap_err().to_string();
+        assert!(message.contains("--override-generation-config") && message.contains("temprature"), "{message}");
     }
 
     #[test]

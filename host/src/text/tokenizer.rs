@@ -161,6 +161,11 @@ impl Tokenizer {
         added.simple_id_to_token(id).is_some_and(|token| added.is_special_token(&token))
     }
 
+    /// Whether the id is an added token, special or not.
+    pub(super) fn is_added(&self, id: u32) -> bool {
+        self.inner.tokenizer.get_added_vocabulary().simple_id_to_token(id).is_some()
+    }
+
     /// The model's chat template.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.inner.template.as_ref()

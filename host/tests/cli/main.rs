@@ -13,3 +13,4 @@ mod package;
 #[path = "../serve/program.rs"]
 mod program;
 mod settings;
+mod tools;

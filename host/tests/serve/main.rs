@@ -7,6 +7,7 @@ mod build;
 mod http;
 mod load;
 mod models;
+mod overload;
 mod plugin;
 mod program;
 mod stop;

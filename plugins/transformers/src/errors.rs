@@ -11,6 +11,10 @@ const MAX_MESSAGE: usize = 900;
 /// Most frames in a traceback.
 const MAX_FRAMES: usize = 24;
 
+/// What a model's author should know about a module that is missing.
+const ADVICE: &str = "; a model is traced with transformers itself, stand-ins of torch, numpy and einops, and the part of \
+    Python's library that reaches no files, processes or network: guard other imports with `try`";
+
 /// What an exception says.
 #[derive(Debug, Clone)]
 pub struct Failure {
@@ -58,7 +62,10 @@ fn frames(error: &PyBaseExceptionRef) -> Vec<Frame> {
 }
 
 fn describe(name: &str, text: &str, frames: &[Frame]) -> String {
-    let what = if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
+    let mut what = if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
+    if name == "ModuleNotFoundError" {
+        what.push_str(ADVICE);
+    }
     let inner = frames.last();
     match frames.iter().rev().find(|f| f.is_model_code()) {
         Some(f) => {

@@ -1,4 +1,4 @@
-//! Turns a row of logits into a token. Follows vLLM's order: allowed tokens, bad words, min_tokens and
+//! Turns a row of logits into a token. Follows vLLM's order: what a guide allows, allowed tokens, bad words, min_tokens and
 //! bias; then penalties; then temperature, min_p, top_k, top_p and the draw. Called by the step loop.
 //!
 //! A token depends on its own request only: random numbers are a function of (seed, position), and sums of
@@ -9,6 +9,7 @@ mod numbers;
 
 use std::collections::{HashMap, HashSet};
 
+use super::guide::GuideError;
 use super::params::{SamplingParams, TokenLogprobs};
 
 /// The largest vocabulary.
@@ -27,10 +28,13 @@ pub enum SampleError {
     },
     /// Every token has probability 0.
     #[error(
-        "no token is left to choose from: the model's logits, allowed_token_ids, bad_words, logit_bias and min_tokens \
-         together exclude all of them"
+        "no token is left to choose from: the model's logits, allowed_token_ids, bad_words, logit_bias, min_tokens and the \
+         structured output together exclude all of them"
     )]
     NothingLeft,
+    /// The request's guide failed.
+    #[error(transparent)]
+    Guide(#[from] GuideError),
 }
 
 /// What a request has seen, as far as choosing its next token depends on it.
@@ -82,19 +86,23 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The next token after `history`.
+    /// The next token after `history`; `allowed` is a guide's mask.
     pub fn sample(
         &mut self,
         logits: &[f32],
+        allowed: Option<&[u32]>,
         params: &SamplingParams,
         history: &History,
         seed: u64,
     ) -> Result<u32, SampleError> {
         let mut best = max(logits)?;
         let mut changed = std::mem::take(&mut self.changed);
-        let logits = if changes_logits(params, history) {
+        let logits = if allowed.is_some() || changes_logits(params, history) {
             changed.clear();
             changed.extend_from_slice(logits);
+            if let Some(allowed) = allowed {
+                mask(&mut changed, allowed);
+            }
             change_logits(&mut changed, params, history);
             best = max(&changed)?;
             &changed
@@ -142,18 +150,38 @@ impl Sampler {
 
     /// The log-probability of `token` and of the `count` most likely tokens, from the model's own logits.
     pub fn logprobs(&mut self, logits: &[f32], token: u32, count: usize) -> Result<TokenLogprobs, SampleError> {
+        let norm = self.norm(logits, token)?;
+        numbers::largest(logits, count, &mut self.keys);
+        Ok(self.report(logits, token, norm))
+    }
+
+    /// The log-probability of `token` and of `others`.
+    pub fn logprobs_of(&mut self, logits: &[f32], token: u32, others: &[u32]) -> Result<TokenLogprobs, SampleError> {
+        let norm = self.norm(logits, token)?;
+        let places = others.iter().map(|&other| other as usize).filter(|&at| at < logits.len());
+        self.keys.clear();
+        self.keys.extend(places.map(|at| numbers::key(logits, at)));
+        Ok(self.report(logits, token, norm))
+    }
+
+    /// The logarithm of the sum of all exponentials.
+    fn norm(&mut self, logits: &[f32], token: u32) -> Result<f64, SampleError> {
         let best = max(logits)?;
-        let at = token as usize;
-        if best == f32::NEG_INFINITY || at >= logits.len() {
+        if best == f32::NEG_INFINITY || token as usize >= logits.len() {
             return Err(SampleError::NothingLeft);
         }
         numbers::exp_all(logits, best, 1.0, &mut self.weights);
-        let norm = f64::from(best) + numbers::sum(&self.weights).ln();
+        Ok(f64::from(best) + numbers::sum(&self.weights).ln())
+    }
+
+    /// `token`, and the tokens of `self.keys` in order.
+    fn report(&mut self, logits: &[f32], token: u32, norm: f64) -> TokenLogprobs {
         let logprob = |at: usize| (f64::from(logits[at]) - norm) as f32;
-        numbers::largest(logits, count, &mut self.keys);
         self.keys.sort_unstable();
-        let top = self.keys.iter().map(|&key| numbers::index(key)).map(|at| (at as u32, logprob(at)));
-        Ok(TokenLogprobs { token, logprob: logprob(at), rank: 1 + numbers::rank(logits, at), top: top.collect() })
+        self.keys.dedup();
+        let top = self.keys.iter().map(|&key| numbers::index(key)).map(|at| (at as u32, logprob(at))).collect();
+        let at = token as usize;
+        TokenLogprobs { token, logprob: logprob(at), rank: 1 + numbers::rank(logits, at), top }
     }
 }
 
@@ -179,6 +207,16 @@ fn changes_logits(params: &SamplingParams, history: &History) -> bool {
         || history.output.len() < params.min_tokens
         || !params.logit_bias.is_empty()
         || history.counts.is_some()
+}
+
+/// Excludes all tokens whose bit is not set.
+fn mask(logits: &mut [f32], allowed: &[u32]) {
+    let words = allowed.iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+        }
+    }
 }
 
 /// Everything that can change which token is the most likely, in vLLM's order.

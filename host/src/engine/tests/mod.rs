@@ -53,7 +53,7 @@ fn limits(kv_blocks: usize) -> Limits {
 }
 
 fn request(prompt: Vec<u32>, params: SamplingParams) -> EngineRequest {
-    EngineRequest { prompt, params, priority: 0, arrival: Instant::now() }
+    EngineRequest { prompt, params, restriction: None, priority: 0, arrival: Instant::now() }
 }
 
 /// An engine without its thread.
@@ -81,7 +81,8 @@ impl Harness {
         let max_len = request.prompt.len() + request.params.max_tokens;
         let seed = request.params.seed.unwrap_or(0);
         self.shared.queued.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.core.add(Submission { id, seed, request, max_len, events });
+        let guide = request.restriction.as_ref().map(|restriction| restriction.guide());
+        self.core.add(Submission { id, seed, request, guide, max_len, events });
         self.streams.insert(id, receiver);
         self.events.insert(id, Vec::new());
         id

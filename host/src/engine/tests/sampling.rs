@@ -13,7 +13,7 @@ fn sample(
 ) -> Result<u32, SampleError> {
     let mut history = History::new(prompt, params);
     output.iter().for_each(|&token| history.push(token));
-    Sampler::default().sample(logits, params, &history, seed)
+    Sampler::default().sample(logits, None, params, &history, seed)
 }
 
 /// What may change which token is best, one rule after the other.
@@ -173,7 +173,7 @@ fn draws_follow_the_probabilities() {
     let mut sampler = Sampler::default();
     for _ in 0..40_000 {
         // Positions of one sequence, as in a real generation.
-        let Ok(token) = sampler.sample(&logits, &params, &history, 5) else { panic!("a token") };
+        let Ok(token) = sampler.sample(&logits, None, &params, &history, 5) else { panic!("a token") };
         counts[token as usize] += 1.0;
         history.push(token);
     }
@@ -182,6 +182,28 @@ fn draws_follow_the_probabilities() {
         let expected = 40_000.0 * weight / weights.iter().sum::<f64>();
         assert!((count - expected).abs() < 4.0 * expected.sqrt() + 1e-9, "{counts:?}");
     }
+}
+
+#[test]
+fn a_guides_mask_excludes_tokens() {
+    let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let history = History::new(&[1], &params);
+    let logits: Vec<f32> = (0..70).map(|token| token as f32).collect();
+    let pick = |mask: &[u32]| Sampler::default().sample(&logits, Some(mask), &params, &history, 0);
+    assert_eq!(pick(&[u32::MAX, u32::MAX, u32::MAX]), Ok(69));
+    assert_eq!(pick(&[1 << 3, 1 << 8, 0]), Ok(40));
+    assert_eq!(pick(&[1 << 3 | 1]), Ok(3), "what the mask does not reach is excluded");
+    assert_eq!(pick(&[0, 0, 0]), Err(SampleError::NothingLeft));
+}
+
+#[test]
+fn logprobs_of_given_tokens() {
+    let mut sampler = Sampler::default();
+    let logits = [1.0, 3.0, 2.0, f32::NEG_INFINITY];
+    let Ok(all) = sampler.logprobs(&logits, 1, 4) else { panic!("finite logits") };
+    let Ok(some) = sampler.logprobs_of(&logits, 1, &[0, 2, 0, 9]) else { panic!("finite logits") };
+    assert_eq!((some.token, some.logprob, some.rank), (1, all.logprob, 1));
+    assert_eq!(some.top, all.top[1..]);
 }
 
 #[test]

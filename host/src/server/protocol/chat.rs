@@ -22,18 +22,18 @@ raw_request! {
         chat_template: Option<String>,
         chat_template_kwargs: Option<Map<String, Value>>,
         documents: Option<Vec<Map<String, Value>>>,
+        tools: Option<Vec<Value>>,
+        tool_choice: Option<Value>,
+        parallel_tool_calls: Option<bool>,
+        reasoning_effort: Option<String>,
+        include_reasoning: Option<bool>,
     }
 }
 
 /// Fields of the chat API that this server does not support.
-const UNSUPPORTED: [Unsupported; 43] = unsupported([
-    Unsupported::unless("tools", is_empty),
-    Unsupported::unless("tool_choice", |v| v.as_str() == Some("none")),
+const UNSUPPORTED: [Unsupported; 34] = unsupported([
     Unsupported::unless("functions", is_empty),
     Unsupported::unless("function_call", |v| v.as_str() == Some("none")),
-    Unsupported::unless("parallel_tool_calls", Value::is_boolean),
-    Unsupported::always("reasoning_effort"),
-    Unsupported::unless("include_reasoning", |v| v == &Value::Bool(true)),
     Unsupported::unless("modalities", |v| v.as_array().is_some_and(|a| a.iter().all(|m| m.as_str() == Some("text")))),
     Unsupported::always("audio"),
     Unsupported::always("prediction"),
@@ -75,16 +75,21 @@ pub(crate) struct ChatLogprobs {
 #[derive(Debug, Serialize)]
 pub(crate) struct ChatMessage<'a> {
     pub(crate) role: &'static str,
-    pub(crate) content: &'a str,
+    pub(crate) content: Option<&'a str>,
     pub(crate) refusal: Option<()>,
     pub(crate) annotations: Option<()>,
     pub(crate) audio: Option<()>,
     pub(crate) function_call: Option<()>,
-    pub(crate) reasoning: Option<()>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(crate) tool_calls: &'a [ToolCall],
+    pub(crate) reasoning: Option<&'a str>,
+    /// The older name for the same, which many clients read; only there if there is reasoning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<&'a str>,
 }
 
 impl<'a> ChatMessage<'a> {
-    pub(crate) fn assistant(content: &'a str) -> Self {
+    pub(crate) fn assistant(content: Option<&'a str>, reasoning: Option<&'a str>, tool_calls: &'a [ToolCall]) -> Self {
         Self {
             role: "assistant",
             content,
@@ -92,7 +97,9 @@ impl<'a> ChatMessage<'a> {
             annotations: None,
             audio: None,
             function_call: None,
-            reasoning: None,
+            tool_calls,
+            reasoning,
+            reasoning_content: reasoning,
         }
     }
 }
@@ -109,13 +116,40 @@ pub(crate) struct ChatChoice<'a> {
     pub(crate) token_ids: Option<&'a [u32]>,
 }
 
+/// A call of a tool; in a stream, what is new of one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(crate) struct ToolCall {
+    /// Its place among the calls; in streams only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<&'static str>,
+    pub(crate) function: FunctionCall,
+}
+
+/// The function of a call.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(crate) struct FunctionCall {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    pub(crate) arguments: String,
+}
+
 /// What is new of a message.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(crate) tool_calls: &'a [ToolCall],
 }
 
 /// One choice in a stream.

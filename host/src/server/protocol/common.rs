@@ -5,6 +5,9 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Value, json};
+
+use super::describe::{Describe, described};
 
 /// An integer. JSON has one number type, so `16.0` is accepted as 16 (as pydantic does).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,16 +108,42 @@ impl<'de> Deserialize<'de> for OneOrMany {
     }
 }
 
-/// `stream_options`.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct StreamOptions {
-    /// Send usage in a last chunk of its own.
-    #[serde(default)]
-    pub(crate) include_usage: Option<bool>,
-    /// Send usage so far in every chunk.
-    #[serde(default)]
-    pub(crate) continuous_usage_stats: Option<bool>,
+described! {
+    /// `stream_options`.
+    #[derive(Debug, Clone, Copy, Default, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(crate) struct StreamOptions {
+        /// Send usage in a last chunk of its own.
+        #[serde(default)]
+        pub(crate) include_usage: Option<bool>,
+        /// Send usage so far in every chunk.
+        #[serde(default)]
+        pub(crate) continuous_usage_stats: Option<bool>,
+    }
+}
+
+impl Describe for Int {
+    fn schema() -> Value {
+        json!({"type": "integer"})
+    }
+}
+
+impl Describe for Num {
+    fn schema() -> Value {
+        json!({"type": "number"})
+    }
+}
+
+impl Describe for TokenId {
+    fn schema() -> Value {
+        json!({"type": "integer", "minimum": 0, "maximum": u32::MAX})
+    }
+}
+
+impl Describe for OneOrMany {
+    fn schema() -> Value {
+        json!({"anyOf": [String::schema(), Vec::<String>::schema()]})
+    }
 }
 
 /// Token counts of an answer.

@@ -5,8 +5,10 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::common::{Int, Num, OneOrMany, Pairs, PromptLogprobs, StopCause, StreamOptions, TokenId};
+use super::describe::Describe;
 use super::fields::{RawRequest, Unsupported};
 use super::sampling::{is_empty, raw_request, unsupported};
 
@@ -18,7 +20,7 @@ raw_request! {
     }
 }
 
-const UNSUPPORTED: [Unsupported; 30] = unsupported([
+const UNSUPPORTED: [Unsupported; 26] = unsupported([
     Unsupported::hint("suffix", is_empty, "put what precedes the gap into prompt"),
     Unsupported::hint("prompt_embeds", is_empty, "send prompt as text or token ids"),
 ]);
@@ -74,6 +76,13 @@ impl<'de> Deserialize<'de> for Prompts {
             }
         }
         deserializer.deserialize_any(PromptsVisitor)
+    }
+}
+
+impl Describe for Prompts {
+    fn schema() -> Value {
+        let (text, ids) = (String::schema(), Vec::<TokenId>::schema());
+        json!({"anyOf": [text, Vec::<String>::schema(), ids, {"type": "array", "items": ids}]})
     }
 }
 

@@ -4,6 +4,7 @@
 pub(crate) mod chat;
 pub(crate) mod common;
 pub(crate) mod completion;
+pub(crate) mod describe;
 pub(crate) mod fields;
 pub(crate) mod sampling;
 pub(crate) mod tokenize;

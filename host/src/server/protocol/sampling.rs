@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::common::{Int, Num, OneOrMany, StreamOptions, TokenId};
 use super::fields::Unsupported;
@@ -25,10 +25,33 @@ macro_rules! shared_fields {
                 #[derive(Debug, serde::Deserialize)]
                 pub(crate) struct $d name {
                     $d(pub(crate) $d field: $d kind,)*
-                    $($name: Option<$type>,)*
+                    $(pub(crate) $name: Option<$type>,)*
+                }
+
+                impl $crate::server::protocol::describe::Describe for $d name {
+                    fn schema() -> serde_json::Value {
+                        $crate::server::protocol::describe::object([
+                            $d((
+                                stringify!($d field),
+                                <$d kind as $crate::server::protocol::describe::Describe>::schema(),
+                                <$d kind as $crate::server::protocol::describe::Describe>::REQUIRED,
+                            ),)*
+                            $((
+                                stringify!($name),
+                                <Option<$type> as $crate::server::protocol::describe::Describe>::schema(),
+                                false,
+                            ),)*
+                        ])
+                    }
                 }
 
                 impl $d name {
+                    /// Whether the output is to have a structure, which has to be compiled.
+                    pub(crate) fn is_structured(&self) -> bool {
+                        self.response_format.is_some() || self.structured_outputs.is_some()
+                    }
+
+
                     /// Moves the shared fields out.
                     pub(crate) fn take_shared(&mut self) -> $crate::server::protocol::sampling::Shared {
                         $crate::server::protocol::sampling::Shared {
@@ -62,8 +85,10 @@ shared_fields! { $
     bad_words: Vec<String>,
     allowed_token_ids: Vec<TokenId>,
     skip_special_tokens: bool,
+    spaces_between_special_tokens: bool,
     add_special_tokens: bool,
     prompt_logprobs: Int,
+    logprob_token_ids: Vec<TokenId>,
     truncate_prompt_tokens: Int,
     truncation_side: String,
     priority: Int,
@@ -73,6 +98,8 @@ shared_fields! { $
     stream: bool,
     stream_options: StreamOptions,
     echo: bool,
+    response_format: Map<String, Value>,
+    structured_outputs: Map<String, Value>,
 }
 
 pub(crate) use raw_request;
@@ -87,32 +114,23 @@ pub(crate) fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// `{"type": "text"}`: what we do anyway.
-fn is_text_format(value: &Value) -> bool {
-    value.get("type").and_then(Value::as_str) == Some("text")
-}
-
 /// Documented by OpenAI as labels for their own bookkeeping; they never change an answer.
 fn is_label(value: &Value) -> bool {
     value.is_string() || value.is_object()
 }
 
-const STRUCTURED: &str = "ask for the format in the prompt";
+const STRUCTURED: &str = "use structured_outputs, which takes its place";
 
 /// What both APIs know and this server does not do, with the values that ask for nothing.
-pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 28] = [
+pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 24] = [
     Unsupported::unless("best_of", |v| v.as_i64() == Some(1)),
     Unsupported::unless("use_beam_search", |v| v == &Value::Bool(false)),
     Unsupported::unless("length_penalty", |v| v.as_f64() == Some(1.0)),
     Unsupported::unless("early_stopping", |v| v == &Value::Bool(false)),
-    Unsupported::unless("spaces_between_special_tokens", |v| v == &Value::Bool(true)),
-    Unsupported::hint("response_format", is_text_format, STRUCTURED),
-    Unsupported::hint("structured_outputs", is_empty, STRUCTURED),
     Unsupported::hint("guided_json", is_empty, STRUCTURED),
     Unsupported::hint("guided_regex", is_empty, STRUCTURED),
     Unsupported::hint("guided_choice", is_empty, STRUCTURED),
     Unsupported::hint("guided_grammar", is_empty, STRUCTURED),
-    Unsupported::unless("logprob_token_ids", is_empty),
     Unsupported::unless("return_token_offsets", |v| v == &Value::Bool(false)),
     Unsupported::always("cache_salt"),
     Unsupported::unless("kv_transfer_params", is_empty),

@@ -4,29 +4,30 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::common::TokenId;
+use super::describe::described;
 use super::fields::{RawRequest, Unsupported};
 use super::sampling::is_empty;
 
-/// A text or a chat to be turned into token ids: exactly one of `prompt` and `messages` is given.
-#[derive(Debug, Deserialize)]
-pub(crate) struct TokenizeRequest {
-    pub(crate) model: Option<String>,
-    pub(crate) prompt: Option<String>,
-    pub(crate) messages: Option<Vec<Map<String, Value>>>,
-    pub(crate) add_special_tokens: Option<bool>,
-    pub(crate) return_token_strs: Option<bool>,
-    pub(crate) add_generation_prompt: Option<bool>,
-    pub(crate) continue_final_message: Option<bool>,
-    pub(crate) chat_template: Option<String>,
-    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
+described! {
+    /// A text or a chat to be turned into token ids: exactly one of `prompt` and `messages` is given.
+    #[derive(Debug, Deserialize)]
+    pub(crate) struct TokenizeRequest {
+        pub(crate) model: Option<String>,
+        pub(crate) prompt: Option<String>,
+        pub(crate) messages: Option<Vec<Map<String, Value>>>,
+        pub(crate) add_special_tokens: Option<bool>,
+        pub(crate) return_token_strs: Option<bool>,
+        pub(crate) add_generation_prompt: Option<bool>,
+        pub(crate) continue_final_message: Option<bool>,
+        pub(crate) chat_template: Option<String>,
+        pub(crate) tools: Option<Vec<Value>>,
+        pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
+    }
 }
 
 impl RawRequest for TokenizeRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[
-        Unsupported::unless("tools", is_empty),
-        Unsupported::unless("mm_processor_kwargs", is_empty),
-        Unsupported::unless("media_io_kwargs", is_empty),
-    ];
+    const UNSUPPORTED: &'static [Unsupported] =
+        &[Unsupported::unless("mm_processor_kwargs", is_empty), Unsupported::unless("media_io_kwargs", is_empty)];
 }
 
 /// The ids of a text.
@@ -38,11 +39,13 @@ pub(crate) struct TokenizeResponse {
     pub(crate) token_strs: Option<Vec<String>>,
 }
 
-/// Token ids to be turned into text.
-#[derive(Debug, Deserialize)]
-pub(crate) struct DetokenizeRequest {
-    pub(crate) model: Option<String>,
-    pub(crate) tokens: Vec<TokenId>,
+described! {
+    /// Token ids to be turned into text.
+    #[derive(Debug, Deserialize)]
+    pub(crate) struct DetokenizeRequest {
+        pub(crate) model: Option<String>,
+        pub(crate) tokens: Vec<TokenId>,
+    }
 }
 
 impl RawRequest for DetokenizeRequest {

@@ -1,12 +1,18 @@
 //! The server as a client sees it: a real listener on loopback, a real engine and tokenizer, and a model that
 //! copies its prompt ([`CopyModel`]), so that every answer is known in advance.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod guard;
 mod http;
 mod operate;
+mod page;
 mod refuse;
+mod responses;
+mod scrape;
+mod structured;
+mod tools;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -259,6 +265,20 @@ impl Server {
         assert_eq!(events.pop(), Some("data: [DONE]"));
         let parse = |event: &&str| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
         events.iter().map(parse).collect()
+    }
+
+    /// A stream of named events that must succeed: every event's name is its data's type.
+    async fn named_events(&self, path: &str, body: Value) -> Vec<Value> {
+        let reply = self.post(path, body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let text = reply.text();
+        let parse = |event: &str| {
+            let (name, data) = event.split_once("\ndata: ").unwrap();
+            let data: Value = serde_json::from_str(data).unwrap();
+            assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
+            data
+        };
+        text.split("\n\n").filter(|event| !event.is_empty()).map(parse).collect()
     }
 
     /// Waits until the engine is idle and holds no blocks.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::scrape::sample;
 use super::{Server, Setup, Trouble, http};
 use crate::server::config::ServerConfig;
 
@@ -186,52 +187,6 @@ async fn request_ids_are_repeated() {
     assert_eq!(answer["id"], "cmpl-mine");
     let errors = server.get("/nothing").await;
     assert_eq!(errors.header("x-request-id").unwrap().len(), 32);
-}
-
-/// The value of the sample of this name whose labels contain `label`.
-pub(super) fn sample(metrics: &str, name: &str, label: &str) -> f64 {
-    let line = metrics
-        .lines()
-        .find(|line| line.starts_with(&format!("{name}{{")) && line.contains(label))
-        .unwrap_or_else(|| panic!("no {name} with {label} in\n{metrics}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
-}
-
-#[tokio::test]
-async fn metrics_have_vllms_names() {
-    let server = Server::start().await;
-    let body = json!({"prompt": "a prompt of more than one block", "max_tokens": 4, "temperature": 0, "n": 2});
-    server.ok(PATH, body.clone()).await;
-    server.ok(PATH, body).await;
-    server.idle().await;
-    let reply = server.get("/metrics").await;
-    assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
-    let text = reply.text();
-    let value = |name: &str| sample(&text, name, "model_name=\"copy\"");
-    assert_eq!(value("vllm:num_requests_running"), 0.0);
-    assert_eq!(value("vllm:num_requests_waiting"), 0.0);
-    assert_eq!(value("vllm:kv_cache_usage_perc"), 0.0);
-    assert_eq!(value("vllm:num_preemptions_total"), 0.0);
-    assert_eq!(value("vllm:generation_tokens_total"), 16.0);
-    assert_eq!(value("vllm:prompt_tokens_total"), 4.0 * 31.0);
-    assert!(value("vllm:prefix_cache_queries_total") >= value("vllm:prefix_cache_hits_total"));
-    assert!(value("vllm:prefix_cache_hits_total") > 0.0);
-    assert_eq!(sample(&text, "vllm:request_success_total", "finished_reason=\"length\""), 4.0);
-    assert_eq!(sample(&text, "vllm:request_success_total", "finished_reason=\"abort\""), 0.0);
-    for name in [
-        "time_to_first_token_seconds",
-        "e2e_request_latency_seconds",
-        "request_queue_time_seconds",
-        "request_prefill_time_seconds",
-        "request_decode_time_seconds",
-        "request_inference_time_seconds",
-        "request_prompt_tokens",
-        "request_generation_tokens",
-    ] {
-        assert_eq!(value(&format!("vllm:{name}_count")), 4.0, "{name}");
-    }
-    assert!(text.contains("vllm:inter_token_latency_seconds_bucket"));
-    assert!(text.ends_with("# EOF\n"));
 }
 
 #[tokio::test]

@@ -101,14 +101,11 @@ async fn unknown_and_unsupported_fields_are_refused_by_name() {
     };
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     for (name, value) in [
-        ("tools", tool),
-        ("tool_choice", json!("auto")),
-        ("response_format", json!({"type": "json_object"})),
+        ("functions", tool),
         ("best_of", json!(2)),
         ("audio", json!({"voice": "x"})),
         ("modalities", json!(["text", "audio"])),
-        ("reasoning_effort", json!("high")),
-        ("structured_outputs", json!({"regex": "a"})),
+        ("guided_regex", json!("a")),
         ("store", json!(true)),
         ("use_beam_search", json!(true)),
         ("cache_salt", json!("x")),

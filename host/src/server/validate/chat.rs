@@ -3,10 +3,11 @@
 
 use serde_json::{Map, Value};
 
-use super::messages;
 use super::sampling::{self, Form, Truncation};
+use super::{formats, messages, structured, tools};
 use crate::llm::{GenerateRequest, Prompt};
 use crate::server::error::ApiError;
+use crate::server::parsers::Plan;
 use crate::server::protocol::chat::ChatRequest;
 use crate::server::protocol::common::Int;
 use crate::server::state::AppState;
@@ -19,10 +20,22 @@ pub(crate) struct Chat {
     pub(crate) request: GenerateRequest,
     /// With `echo`: what the answer begins with.
     pub(crate) echo: Option<String>,
+    /// What its text means.
+    pub(crate) meaning: Meaning,
     /// How many alternatives `logprobs` shows.
     pub(crate) logprobs: Option<usize>,
     pub(crate) form: Form,
     pub(crate) request_id: Option<String>,
+}
+
+/// What an answer's text means.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meaning {
+    pub(crate) plan: Plan,
+    /// Reasoning is part of the answer.
+    pub(crate) reasoning: bool,
+    /// Only the first call counts.
+    pub(crate) single: bool,
 }
 
 /// Checks a chat request.
@@ -31,6 +44,10 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     let model = super::model(state, shared.model.as_deref())?;
     let form = sampling::form(&shared)?;
     let mut params = sampling::params(state, &mut shared)?;
+    let structure = structured::asked(&mut shared)?;
+    let format = formats::tools(state, raw.chat_template.as_deref());
+    let offer =
+        tools::offer(raw.tools.take(), raw.tool_choice.take(), raw.parallel_tool_calls, format, structure.is_some())?;
     let top = raw.top_logprobs.map_or(0, |Int(top)| top);
     params.logprobs = match (raw.logprobs.unwrap_or(false), top) {
         (true, top) => Some(top),
@@ -55,15 +72,20 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     super::check_params(state, &params)
         .map_err(|error| rename(rename(error, "max_tokens", name), "logprobs", "top_logprobs"))?;
 
-    let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
-    let template = Template {
-        add_generation_prompt: raw.add_generation_prompt,
-        continue_final_message: raw.continue_final_message.unwrap_or(false),
-        chat_template: raw.chat_template,
-        kwargs: raw.chat_template_kwargs.unwrap_or_default(),
-        documents: raw.documents,
+    let structure = match (structure, offer.structure) {
+        (None, Some(structure)) => Some(structured::Asked { structure, field: "tools" }),
+        (asked, _) => asked,
     };
+    params.grammar = structure.map(|asked| structured::compile(state, &asked)).transpose()?;
+    let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
+    let mut template = Template { tools: offer.tools, ..Template::of(&raw) };
+    template.kwargs = with_effort(template.kwargs, raw.reasoning_effort)?;
+    let own_template = template.chat_template.clone();
     let Rendered { text, last } = template.render(state, raw.messages)?;
+    let reasoning = formats::reasoning(state, own_template.as_deref(), &text);
+    let plan = Plan { reasoning, tools: offer.calls, schemas: offer.schemas };
+    let meaning = Meaning { plan, reasoning: raw.include_reasoning.unwrap_or(true), single: offer.single };
+    formats::adjust(state, &meaning, &mut params)?;
     let tokenizer = super::tokenizer(state, "chat")?;
     let mut tokens = tokenizer
         .encode(&text, shared.add_special_tokens.unwrap_or(false))
@@ -80,11 +102,30 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     params.max_tokens = Some(max_tokens);
     params.min_tokens = params.min_tokens.min(max_tokens);
     let all = state.llm.info().vocab_size;
-    let logprobs = params.logprobs.map(|top| usize::try_from(top).unwrap_or(all));
+    let logprobs = match params.logprob_token_ids.len() {
+        0 => params.logprobs.map(|top| usize::try_from(top).unwrap_or(all)),
+        asked => params.logprobs.map(|_| asked),
+    };
     let echo = (shared.echo.unwrap_or(false) && last.role == "assistant").then_some(last.content);
     let priority = sampling::priority(&shared)?;
     let request = GenerateRequest { prompt: Prompt::Tokens(tokens), params, priority };
-    Ok(Chat { model, request, echo, logprobs, form, request_id: shared.request_id })
+    Ok(Chat { model, request, echo, meaning, logprobs, form, request_id: shared.request_id })
+}
+
+/// `reasoning_effort` is the template's business; with "none" the model is not to think, in the terms of most templates.
+fn with_effort(mut kwargs: Map<String, Value>, effort: Option<String>) -> Result<Map<String, Value>, ApiError> {
+    const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+    let Some(effort) = effort else {
+        return Ok(kwargs);
+    };
+    if !EFFORTS.contains(&effort.as_str()) {
+        let shown: String = effort.chars().take(40).collect();
+        let message = format!("expected one of {}, got {shown:?}", EFFORTS.join(", "));
+        return Err(ApiError::field("reasoning_effort", message));
+    }
+    kwargs.entry("enable_thinking").or_insert(Value::Bool(effort != "none"));
+    kwargs.insert("reasoning_effort".into(), Value::String(effort));
+    Ok(kwargs)
 }
 
 /// The range check knows one name for a field; the request may have used another.
@@ -102,6 +143,7 @@ pub(crate) struct Template {
     pub(crate) chat_template: Option<String>,
     pub(crate) kwargs: Map<String, Value>,
     pub(crate) documents: Option<Vec<Map<String, Value>>>,
+    pub(crate) tools: Option<Value>,
 }
 
 /// A rendered chat.
@@ -121,6 +163,18 @@ pub(crate) struct Last {
 const RESERVED: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documents"];
 
 impl Template {
+    /// What a chat request asks of the template, for those who want the prompt alone.
+    pub(crate) fn of(raw: &ChatRequest) -> Self {
+        Self {
+            add_generation_prompt: raw.add_generation_prompt,
+            continue_final_message: raw.continue_final_message.unwrap_or(false),
+            chat_template: raw.chat_template.clone(),
+            kwargs: raw.chat_template_kwargs.clone().unwrap_or_default(),
+            documents: raw.documents.clone(),
+            tools: raw.tools.clone().filter(|tools| !tools.is_empty()).map(Value::Array),
+        }
+    }
+
     /// Checks the messages and renders them.
     pub(crate) fn render(mut self, state: &AppState, raw: Vec<Map<String, Value>>) -> Result<Rendered, ApiError> {
         let tokenizer = super::tokenizer(state, "chat")?;
@@ -159,7 +213,7 @@ impl Template {
             })?,
         };
         let mut text = template
-            .render(&messages, add_generation_prompt, None, &self.kwargs)
+            .render(&messages, add_generation_prompt, self.tools.as_ref(), &self.kwargs)
             .map_err(|e| ApiError::field("messages", e.to_string()))?;
         let field = |name| messages.last().and_then(|m| m.get(name)).and_then(Value::as_str).unwrap_or_default();
         let last = Last { role: field("role").to_owned(), content: field("content").to_owned() };

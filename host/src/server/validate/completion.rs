@@ -1,6 +1,7 @@
 //! Completion requests: prompts to token ids, and parameters in range. Called by the completions handler.
 
 use super::sampling::{self, Form, Truncation};
+use super::structured;
 use crate::llm::{GenerateRequest, Prompt};
 use crate::server::error::ApiError;
 use crate::server::protocol::common::Int;
@@ -33,6 +34,7 @@ pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result
     let form = sampling::form(&shared)?;
     let mut params = sampling::params(state, &mut shared)?;
     params.logprobs = raw.logprobs.map(|Int(count)| count);
+    let structure = structured::asked(&mut shared)?;
     if form.stream && params.prompt_logprobs.is_some() {
         return Err(ApiError::field("prompt_logprobs", "is not available with stream: true; set stream to false"));
     }
@@ -68,6 +70,7 @@ pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result
         return Err(ApiError::field("prompt", message));
     }
 
+    params.grammar = structure.map(|asked| structured::compile(state, &asked)).transpose()?;
     let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
     let priority = sampling::priority(&shared)?;
     let mut echo = echoed.then(Vec::new);

@@ -4,8 +4,11 @@
 
 pub(crate) mod chat;
 pub(crate) mod completion;
+pub(crate) mod formats;
 pub(crate) mod messages;
 pub(crate) mod sampling;
+pub(crate) mod structured;
+pub(crate) mod tools;
 
 use std::sync::Arc;
 

@@ -119,6 +119,8 @@ pub(crate) fn params(state: &AppState, shared: &mut Shared) -> Result<RequestPar
     params.bad_words = shared.bad_words.take().unwrap_or_default();
     params.allowed_token_ids = shared.allowed_token_ids.take().map(ids);
     params.skip_special_tokens = shared.skip_special_tokens.unwrap_or(true);
+    params.spaces_between_special_tokens = shared.spaces_between_special_tokens.unwrap_or(true);
+    params.logprob_token_ids = ids(shared.logprob_token_ids.take().unwrap_or_default());
     params.prompt_logprobs = shared.prompt_logprobs.map(|Int(count)| count);
     if state.llm.tokenizer().is_none() {
         for (name, given) in [("stop", !params.stop.is_empty()), ("bad_words", !params.bad_words.is_empty())] {

@@ -24,8 +24,7 @@ def build(request):
     model = instantiate(cls, config)
     weights.bind(model, request["tensors"])
     clock.append(_host.clock())
-    length = configs.context_length(config)
-    record(model, length)
+    length = record(model, configs.context_length(config))
     clock.append(_host.clock())
     _graph.model(configs.architecture(raw) or cls.__name__, length)
     steps = ("classes", "model and weights", "traces")
@@ -35,16 +34,17 @@ def build(request):
 
 def record(model, length):
     """Two traces that must agree: a graph means every length. A branch on the number of tokens that a short and a long sequence
-    take differently is an error, but for those that the long branch is known to cover (`lengths`)."""
+    take differently is an error, but for those that the long branch is known to cover (`lengths`). Gives the longest sequence."""
     long = max(length - 1, 2 * SHORT + 1)
     multiple, first = _first_trace(model)
     second = _trace_once(model, long, multiple)
-    if first.text == second.text:
-        return
-    lengths.check(first, second)
-    _graph.reset()
-    _trace_once(model, long, multiple)
-    _trace_once(model, long - long // 4, multiple)
+    if first.text != second.text:
+        lengths.check(first, second)
+        _graph.reset()
+        long -= long // 4
+        _trace_once(model, long + long // 4, multiple)
+        _trace_once(model, long, multiple)
+    return lengths.usable(length, long)
 
 
 def _first_trace(model):

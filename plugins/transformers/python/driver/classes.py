@@ -66,12 +66,25 @@ def model_class(architecture, config, raw):
             pass
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     for table in (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
-        name = table.get(model_type)
-        if isinstance(name, (list, tuple)):
-            name = name[0]
+        name = _first(table.get(model_type))
         if name is not None and architecture in (None, name):
-            return _from_package(package, "modeling_", name)
+            return model_of_table(name, model_type)
     raise ModelError("transformers has no class `%s` for model_type `%s`" % (architecture, model_type))
+
+
+def _first(names):
+    return names[0] if isinstance(names, (list, tuple)) else names
+
+
+def model_of_table(name, model_type):
+    """A class that a table of transformers names for a model type: in the type's package, or another model's."""
+    try:
+        return _from_package("transformers.models.%s" % package_of(model_type), "modeling_", name)
+    except ModelError:
+        found = find_anywhere(name)
+        if found is None:
+            raise
+        return found
 
 
 _CONFIG = ("AutoConfig",)
@@ -126,6 +139,8 @@ def find_anywhere(name):
     for table in (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES):
         for model_type, names in table.items():
             if name == names or (isinstance(names, (list, tuple)) and name in names):
-                package = "transformers.models.%s" % package_of(model_type)
-                return _from_package(package, "modeling_", name)
+                try:
+                    return _from_package("transformers.models.%s" % package_of(model_type), "modeling_", name)
+                except ModelError:
+                    continue  # another model's class, under which this one's checkpoints are loaded too
     return None

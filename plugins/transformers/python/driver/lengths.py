@@ -12,6 +12,7 @@ only for models that cannot be recorded otherwise; composites, which are over T 
 import math
 import re
 
+import _host
 import torch
 from torch import _sym, _trace
 from torch._tensor import FUNCTIONS, Tensor
@@ -75,6 +76,17 @@ def check(short, long):
             "%s: the model takes one path for sequences of %d tokens and another for %d (%s); compute both paths with "
             "torch.where, or use a native plugin for this model" % (where, short.size, long.size, what)
         )
+
+
+def usable(longest, traced):
+    """How long a sequence may be: the longest, if every comparison of the last trace comes out there as it did in the trace."""
+    for length in (longest, longest - 1):
+        broken = [g for g in _trace.broken_guards(length) if _limit(g.text) not in _choices]
+        if not broken:
+            return length
+    why = "since the model takes another path for longer ones (%s)" % broken[0].text
+    _host.log("%s: sequences are limited to %d tokens, %s" % (broken[0].place, traced, why))
+    return traced
 
 
 def _limit(what):

@@ -19,6 +19,9 @@ _INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 _QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
 
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
 class Leaf:
     """A tensor of the checkpoint."""
 
@@ -87,13 +90,10 @@ def _convert(model, state, leaves):
     renamings = [m for m in mapping if isinstance(m, core_model_loading.WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, core_model_loading.WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
-    rename = core_model_loading.rename_source_key
-    prefix = model.base_model_prefix
+    rename = _Renamer(core_model_loading.rename_source_key, renamings, converters, model.base_model_prefix, state)
     jobs, unexpected = {}, []
     for name in sorted(leaves, key=core_model_loading.dot_natural_key):
-        target, pattern = rename(name, renamings, converters, prefix, state)
-        if target not in state and name in state:
-            target, pattern = rename(name, [], [], prefix, state)
+        target, pattern = rename(name)
         if target not in state:
             unexpected.append(name)
         elif pattern is None:
@@ -111,6 +111,34 @@ def _convert(model, state, leaves):
         for name, tensor in _run(job, target, model).items():
             found[name] = tensor[0] if isinstance(tensor, list) else tensor
     return found, unexpected
+
+
+class _Renamer:
+    """What a tensor's name becomes, and the pattern of the converter that takes it."""
+
+    def __init__(self, rename, renamings, converters, prefix, state):
+        self._rename = rename
+        self._arguments = renamings, converters, prefix, state
+        self._experts = {}
+
+    def __call__(self, name):
+        # Experts are many: where two of a layer become one parameter by one pattern, the others do.
+        if ".experts." not in name:
+            return self._one(name)
+        seen = self._experts.setdefault(_EXPERT.sub(".experts.*.", name), [])
+        if len(seen) == 2 and seen[0] == seen[1] and seen[0][1] is not None:
+            return seen[0]
+        found = self._one(name)
+        if len(seen) < 2:
+            seen.append(found)
+        return found
+
+    def _one(self, name):
+        renamings, converters, prefix, state = self._arguments
+        target, pattern = self._rename(name, renamings, converters, prefix, state)
+        if target not in state and name in state:
+            target, pattern = self._rename(name, [], [], prefix, state)
+        return target, pattern
 
 
 def _run(job, target, model):

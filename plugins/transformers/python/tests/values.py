@@ -92,7 +92,7 @@ def _compute(name, a, ins, shape, ir, tokens):
 
 
 def _constant(text, ir):
-    items = [x for x in re.sub(r"^[a-z0-9]+\(\[|\]\)$", "", text).split(",") if x]
+    items = [x.strip() for x in re.sub(r"^[a-z0-9]+\(\[|\]\)$", "", text).split(",") if x]
     if ir == "bool":
         return [x == "true" for x in items]
     return [int(x) for x in items] if ir == "i64" else [float(x) for x in items]

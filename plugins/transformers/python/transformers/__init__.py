@@ -3,7 +3,10 @@ image libraries; here names are looked up one by one, in the modules where model
 
 import importlib
 
-__version__ = "5.23.0"
+import _host
+
+# The version of the package that the host found; the last one is what this was written against.
+__version__ = (_host.request().get("sources") or {}).get("transformers_version") or "5.23.0"
 
 # Where a name that custom code takes from the top level may live, in the order of search.
 _HOMES = (

@@ -4,8 +4,6 @@ from collections import OrderedDict
 
 from driver.towers import Tower
 
-from .configuration_auto import model_type_to_module_name
-
 
 class _LazyAutoMapping(OrderedDict):
     """{configuration class: model class} by way of {model type: name}."""
@@ -20,10 +18,7 @@ class _LazyAutoMapping(OrderedDict):
         name = self._names.get(config.model_type)
         if name is None:
             return None
-        if isinstance(name, (list, tuple)):
-            name = name[0]
-        package = "transformers.models.%s" % model_type_to_module_name(config.model_type)
-        return classes._from_package(package, "modeling_", name)
+        return classes.model_of_table(name[0] if isinstance(name, (list, tuple)) else name, config.model_type)
 
     def register(self, *_, **__):
         pass
@@ -34,8 +29,16 @@ class _BaseAutoModelClass:
 
     @classmethod
     def from_config(cls, config, **_):
-        found = cls._model_mapping.class_for(config)
-        return found(config) if found is not None else Tower(config)
+        from .modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        try:
+            found = cls._model_mapping.class_for(config)
+            return found(config) if found is not None else Tower(config)
+        except Exception:
+            # A part that is no language model may need what does not exist here; it is not called.
+            if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+                raise
+            return Tower(config)
 
     _from_config = from_config
 

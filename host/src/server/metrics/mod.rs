@@ -1,23 +1,24 @@
 //! Prometheus metrics under vLLM's names, so that dashboards and autoscalers made for it work. Counters of the
-//! engine are read when scraped; timings are observed as answers pass through ([`Tracker`]). It decides nothing.
+//! engine are read when scraped (`engine`); timings are observed as answers pass through ([`Tracker`]). It decides nothing.
+
+mod engine;
 
 use std::borrow::Cow;
-use std::fmt;
 use std::time::Instant;
 
-use axum::http::header;
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::error::ApiError;
-use crate::engine::{FinishReason, Timings};
-use crate::llm::Llm;
+use crate::engine::{FinishReason, SubmitError};
+use crate::llm::{Finish, Llm};
+
+use engine::{EngineCollector, ProcessCollector};
 
 const TTFT_BUCKETS: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -35,11 +36,25 @@ struct Reason {
     finished_reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rejection {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Handled {
+    handler: String,
+    method: &'static str,
+    status: &'static str,
+}
+
 /// All metrics of a server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
     success: Family<Reason, Counter>,
+    rejections: Family<Rejection, Counter>,
+    handled: Family<Handled, Counter>,
     first_token: Histogram,
     inter_token: Histogram,
     per_token: Histogram,
@@ -50,6 +65,10 @@ pub(crate) struct Metrics {
     decode: Histogram,
     prompt_tokens: Histogram,
     generation_tokens: Histogram,
+    max_generation_tokens: Histogram,
+    computed_tokens: Histogram,
+    params_n: Histogram,
+    params_max_tokens: Histogram,
 }
 
 impl Metrics {
@@ -80,31 +99,118 @@ impl Metrics {
             decode: histogram("request_decode_time_seconds", "From first token to last token", &REQUEST_BUCKETS),
             prompt_tokens: histogram("request_prompt_tokens", "Prompt tokens of a request", &lengths),
             generation_tokens: histogram("request_generation_tokens", "Output tokens of a request", &lengths),
+            max_generation_tokens: histogram(
+                "request_max_num_generation_tokens",
+                "Output tokens of a request's longest choice",
+                &lengths,
+            ),
+            computed_tokens: histogram(
+                "request_prefill_kv_computed_tokens",
+                "Prompt tokens of a request that the prefix cache did not have",
+                &lengths,
+            ),
+            params_n: histogram("request_params_n", "The parameter n", &[1.0, 2.0, 5.0, 10.0, 20.0]),
+            params_max_tokens: histogram("request_params_max_tokens", "The parameter max_tokens", &lengths),
             success: Family::default(),
+            rejections: Family::default(),
+            handled: Family::default(),
             registry: Registry::default(),
         };
         registry.register("vllm:request_success", "Requests that ended, by reason", metrics.success.clone());
         for finished_reason in ["stop", "length", "abort", "error"] {
             drop(metrics.success.get_or_create(&Reason { finished_reason }));
         }
+        registry.register(
+            "vllm:admission_rejections",
+            "Requests refused because too much waits, by the limit",
+            metrics.rejections.clone(),
+        );
+        for reason in ["max_num_queued_reqs", "max_num_queued_tokens"] {
+            drop(metrics.rejections.get_or_create(&Rejection { reason }));
+        }
+        registry.register("http_requests", "Answers by route, method and class of status", metrics.handled.clone());
         registry.register_collector(Box::new(EngineCollector(llm.clone())));
+        registry.register_collector(Box::new(ProcessCollector::new()));
         metrics.registry = registry;
         metrics
     }
 
-    /// The answer to a scrape.
-    pub(crate) fn scrape(&self) -> Response {
+    /// The answer to a scrape: OpenMetrics to whom asks for it, else the older text format that vLLM gives.
+    pub(crate) fn scrape(&self, headers: &HeaderMap) -> Response {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             return ApiError::internal("the metrics could not be written").into_response();
         }
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        ([(header::CONTENT_TYPE, kind)], text).into_response()
+        let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if accepts.contains("application/openmetrics-text") {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            return ([(header::CONTENT_TYPE, kind)], text).into_response();
+        }
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], plain(&text)).into_response()
+    }
+
+    /// A request was refused for want of room.
+    pub(crate) fn rejected(&self, error: &SubmitError) {
+        let reason = match error {
+            SubmitError::QueueFull { .. } => "max_num_queued_reqs",
+            SubmitError::TokensQueued { .. } => "max_num_queued_tokens",
+            _ => return,
+        };
+        self.rejections.get_or_create(&Rejection { reason }).inc();
+    }
+
+    /// A request was taken.
+    pub(crate) fn taken(&self, n: usize, max_tokens: Option<usize>) {
+        self.params_n.observe(n as f64);
+        if let Some(max_tokens) = max_tokens {
+            self.params_max_tokens.observe(max_tokens as f64);
+        }
+    }
+
+    /// All choices of a request are complete; the longest has `tokens`.
+    pub(crate) fn longest(&self, tokens: usize) {
+        self.max_generation_tokens.observe(tokens as f64);
+    }
+
+    /// An answer began.
+    pub(crate) fn handled(&self, handler: String, method: &Method, status: StatusCode) {
+        let method = match *method {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::HEAD => "HEAD",
+            Method::OPTIONS => "OPTIONS",
+            _ => "other",
+        };
+        let status = match status.as_u16() / 100 {
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        self.handled.get_or_create(&Handled { handler, method, status }).inc();
     }
 
     fn ended(&self, finished_reason: &'static str) {
         self.success.get_or_create(&Reason { finished_reason }).inc();
     }
+}
+
+/// OpenMetrics made Prometheus' text format 0.0.4: counters are declared with their suffix, and there is no end mark.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let counters: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    for line in text.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(kind), Some(name), Some(rest)) if counters.contains(&name) => {
+                out.push_str(&format!("# {kind} {name}_total {rest}"));
+            }
+            _ => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
 }
 
 /// 1, 2, 5, 10, 20, … up to `max` (vLLM's buckets for token counts).
@@ -143,12 +249,15 @@ impl Tracker {
     }
 
     /// The choice is complete.
-    pub(crate) fn finish(&mut self, reason: FinishReason, prompt: usize, generated: usize, timings: &Timings) {
+    pub(crate) fn finish(&mut self, finish: &Finish) {
         self.ended = true;
+        let Finish { reason, prompt_tokens: prompt, completion_tokens: generated, timings, .. } = finish;
+        let (prompt, generated) = (*prompt, *generated);
         let metrics = &self.state.metrics;
         metrics.ended(reason.as_str());
         metrics.prompt_tokens.observe(prompt as f64);
         metrics.generation_tokens.observe(generated as f64);
+        metrics.computed_tokens.observe(prompt.saturating_sub(finish.cached_tokens) as f64);
         let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
         metrics.e2e.observe(seconds(timings.arrival, timings.finished));
         let Some(scheduled) = timings.first_scheduled else {
@@ -182,48 +291,17 @@ impl Drop for Tracker {
     }
 }
 
-/// Reads the engine's own counters when scraped.
-struct EngineCollector(Llm);
-
-impl fmt::Debug for EngineCollector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("EngineCollector")
-    }
-}
-
-impl Collector for EngineCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let stats = self.0.engine().stats();
-        let usage = stats.kv_blocks_used as f64 / (stats.kv_blocks_total.max(1)) as f64;
-        let gauges = [
-            ("num_requests_running", "Requests in the batch", stats.running as f64),
-            ("num_requests_waiting", "Requests waiting for a place in the batch", stats.waiting as f64),
-            ("kv_cache_usage_perc", "Share of the KV cache in use; 1 is all of it", usage),
-        ];
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(value);
-            let name = format!("vllm:{name}");
-            gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
-        }
-        let counters = [
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
-            ("prompt_tokens", "Prompt tokens of admitted requests", stats.prompt_tokens),
-            ("generation_tokens", "Tokens generated", stats.generation_tokens),
-            ("num_preemptions", "Times a request lost its KV blocks", stats.preemptions),
-        ];
-        for (name, help, value) in counters {
-            let counter = ConstCounter::new(value);
-            let name = format!("vllm:{name}");
-            counter.encode(encoder.encode_descriptor(&name, help, None, counter.metric_type())?)?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::one_two_five;
+    use super::{one_two_five, plain};
+
+    #[test]
+    fn the_older_format_declares_counters_with_their_suffix() {
+        let text = "# HELP a Some.\n# TYPE a counter\na_total 1\n# HELP b Other.\n# TYPE b gauge\nb 2\n# EOF\n";
+        let expected =
+            "# HELP a_total Some.\n# TYPE a_total counter\na_total 1\n# HELP b Other.\n# TYPE b gauge\nb 2\n";
+        assert_eq!(plain(text), expected);
+    }
 
     #[test]
     fn token_buckets_end_at_the_context_length() {
