@@ -151,8 +151,8 @@ const LINES: &[Line] = &[
     ("two linears added", " +=  -> ", |c| { let (x, z) = (c.x(&[5]), c.x(&[4])); let (u, v) = (c.w(&[6, 5]), c.w(&[6, 4])); let (a, b) = (c.b.linear(x, u), c.b.linear(z, v)); c.b.add(a, b) }),
     ("a linear added to itself", "add ", |c| { let (x, w) = (c.x(&[5]), c.w(&[6, 5])); let y = c.b.linear(x, w); c.b.add(y, y) }),
     ("more linears of one input than one call takes", "linear ", |c| { let x = c.x(&[5]); let parts: Vec<Value> = (0..20).map(|_| { let w = c.w(&[2, 5]); c.b.linear(x, w) }).collect(); c.b.concat(1, &parts) }),
-    ("linear of rank 3", "reference matmul", |c| { let (x, w) = (c.x(&[3, 5]), c.w(&[7, 5])); c.b.linear(x, w) }),
-    ("linear of rank 3, bias", "reference matmul", |c| { let (x, w, b) = (c.x(&[3, 5]), c.w(&[7, 5]), c.w(&[7])); c.b.linear_bias(x, w, b) }),
+    ("linear of rank 3", "linear b2[T,15] by 5 (w2)", |c| { let (x, w) = (c.x(&[3, 5]), c.w(&[7, 5])); c.b.linear(x, w) }),
+    ("linear of rank 3, bias", " by 5 (w2 + w3)", |c| { let (x, w, b) = (c.x(&[3, 5]), c.w(&[7, 5]), c.w(&[7])); c.b.linear_bias(x, w, b) }),
     ("linear over nothing", "linear ", |c| { let x = c.x(&[5]); let (x, w, b) = (c.b.slice(x, 1, 2usize, 2usize), c.w(&[3, 0]), c.w(&[3])); c.b.linear_bias(x, w, b) }),
     // static expressions over weights
     ("permuted weight", "(permute(axes:[1,0])(w2))", |c| { let (x, w) = (c.x(&[5]), c.w(&[5, 7])); let w = c.b.permute(w, [1, 0]); c.b.linear(x, w) }),

@@ -70,7 +70,8 @@ impl Facts {
         }
         let mut groups: HashMap<Value, Vec<usize>> = HashMap::new();
         for (i, node) in graph.nodes.iter().enumerate() {
-            if node.op == Op::Linear && !is_static[i] && fused_into[i].is_none() {
+            let whole = node.ty.shape.rank() == 2;
+            if node.op == Op::Linear && whole && !is_static[i] && fused_into[i].is_none() {
                 groups.entry(node.inputs[0]).or_default().push(i);
             }
         }

@@ -105,7 +105,10 @@ fn has_kernel(graph: &Graph, node: &Node, is_static: &[bool]) -> bool {
     let filled = |ty: &Type| ty.shape.0.iter().all(|d| d.as_const() != Some(0));
     let rank = |k: usize| graph.ty(node.inputs[k]).shape.rank();
     match &node.op {
-        Op::Linear => !fixed(0) && rank(0) == 2 && fixed(1) && fixed(2),
+        Op::Linear => {
+            let filled = rank(0) == 2 || (filled(&node.ty) && filled(graph.ty(node.inputs[0])));
+            !fixed(0) && rank(0) >= 2 && filled && fixed(1) && fixed(2)
+        }
         Op::Embedding => !fixed(0) && rank(0) == 1 && fixed(1) && filled(&node.ty),
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
             !fixed(0) && rank(0) >= 2 && filled(&node.ty) && fixed(1) && fixed(2)
@@ -159,7 +162,8 @@ impl Lowering<'_> {
                 let (ids, table) = (self.dense(node.inputs[0]), self.statics(node.inputs[1], StaticForm::Matrix));
                 self.call(i, |out| Call::Embed { table, ids, out })
             }
-            Op::Linear => return self.linear_group(node.inputs[0]),
+            Op::Linear if node.ty.shape.rank() == 2 => return self.linear_group(node.inputs[0]),
+            Op::Linear => self.linear_parts(i),
             Op::Activation { kind } if self.fused_conv(node).is_some() => {
                 let conv = self.fused_conv(node).expect("just seen");
                 self.conv(conv.index(), i, Some(*kind))
@@ -354,6 +358,17 @@ impl Lowering<'_> {
             self.calls.push(Call::Linear { x, segments, epilogue: Epilogue::None, out });
             members = later;
         }
+    }
+
+    /// The linear of a value with dimensions between the rows and the last.
+    fn linear_parts(&mut self, i: usize) -> View {
+        let node = &self.graph.nodes[i];
+        let x = self.dense(node.inputs[0]);
+        let (dims, weight) = (row_dims(&node.ty), self.statics(node.inputs[1], StaticForm::Matrix));
+        let (n, parts) = (dims[dims.len() - 1], dims[..dims.len() - 1].iter().product());
+        let bias = node.inputs.get(2).map(|&b| self.statics(b, StaticForm::Values));
+        let segment = Segment { weight, bias, n, column: 0, activation: None };
+        self.call(i, |out| Call::LinearParts { x, parts, segment, out })
     }
 
     /// activation(linear(x)), or y + linear(x).

@@ -252,6 +252,7 @@ impl CpuExecutor {
                 })
             }
             Call::GroupedLinear { .. } => self.grouped_linear(call),
+            Call::LinearParts { .. } => self.linear_parts(call),
             Call::CausalConv { .. } | Call::LinearAttention { .. } => self.recurrent(call, spans.states),
             Call::Activate { kind, x, out } => {
                 self.arena.with_f32(out, |arena, out| Ok(cpu::activate_to(cpu, *kind, arena.f32(x)?, out)?))

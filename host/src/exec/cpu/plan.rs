@@ -212,6 +212,8 @@ pub enum Call {
     Softmax { width: usize, x: View, out: View },
     /// x W^T for one or more weights.
     Linear { x: View, segments: Vec<Segment>, epilogue: Epilogue, out: View },
+    /// x W^T of every part of a row, such as a head, that is as long as the weight's rows.
+    LinearParts { x: View, parts: usize, segment: Segment, out: View },
     /// Rotates heads; in place when `out` is `x`.
     Rope { x: View, head_dim: usize, cos: View, sin: View, style: RopeStyle, out: View },
     /// Appends keys and values to the cache of a state.
@@ -304,7 +306,7 @@ impl Call {
         match self {
             Call::Embed { ids, out, .. } => vec![ids, out],
             Call::Norm { x, out, .. } | Call::Softmax { x, out, .. } | Call::Activate { x, out, .. } => vec![x, out],
-            Call::SelectRows { x, out } | Call::Copy { x, out } => vec![x, out],
+            Call::SelectRows { x, out } | Call::Copy { x, out } | Call::LinearParts { x, out, .. } => vec![x, out],
             Call::Linear { x, epilogue: Epilogue::Add(y), out, .. } => vec![x, y, out],
             Call::Linear { x, out, .. } => vec![x, out],
             Call::Rope { x, cos, sin, out, .. } => vec![x, cos, sin, out],
@@ -391,6 +393,10 @@ impl Plan {
                     Epilogue::Add(y) => format!(" + {y}"),
                 };
                 format!("linear {x} ({weights}){epilogue} -> {out}")
+            }
+            Call::LinearParts { x, parts, segment, out } => {
+                let bias = segment.bias.map_or(String::new(), |b| format!(" + {}", text(b)));
+                format!("linear {x} by {} ({}{bias}) -> {out}", x.cols / parts, text(segment.weight))
             }
             Call::Rope { x, head_dim, cos, style, out, .. } => {
                 format!("rope {x} heads of {head_dim} {style:?} {} -> {out}", cos.cols * 2)

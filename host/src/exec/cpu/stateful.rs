@@ -1,6 +1,8 @@
-//! Runs the calls that keep a state for each sequence, and those whose weights each token chooses.
+//! Runs the calls that keep a state for each sequence, and linear layers by expert and by parts of a row.
 
-use kernels::cpu::{self, CausalConv, Groups, LinearAttentionOperands, Rows, RowsMut, Scratch, Segment, StateSpan};
+use kernels::cpu::{
+    self, CausalConv, Epilogue, Groups, LinearAttentionOperands, Rows, RowsMut, Scratch, Segment, StateSpan,
+};
 
 use super::arena::Data;
 use super::plan::{Call, Plan};
@@ -13,6 +15,7 @@ pub(super) fn room(plan: &Plan, rows: usize) -> (Scratch, Groups) {
     for call in &plan.calls {
         let (each, cols) = match call {
             Call::Linear { x, .. } => (1, x.cols),
+            Call::LinearParts { x, parts, .. } => (*parts, x.cols / parts.max(&1)),
             Call::GroupedLinear { x, ids, per_choice, experts: of, .. } => {
                 (choices, experts) = (choices.max(ids.cols), experts.max(of.count));
                 (ids.cols, if *per_choice { x.cols / ids.cols.max(1) } else { x.cols })
@@ -55,6 +58,29 @@ impl CpuExecutor {
             }
             _ => Err(ExecError::Failed("not a recurrent call".into())),
         }
+    }
+
+    /// A linear layer on every part of a row.
+    pub(super) fn linear_parts(&mut self, call: &Call) -> Result<(), ExecError> {
+        let Call::LinearParts { x, parts, segment, out } = call else {
+            return Err(ExecError::Failed("not a linear by parts".into()));
+        };
+        let (cpu, statics, scratch, compute) = (&self.cpu, &self.statics, &mut self.scratch, products(self.compute));
+        let segment_of = Segment {
+            weight: statics[segment.weight].matrix()?,
+            bias: segment.bias.map(|b| statics[b].values()).transpose()?,
+            n: segment.n,
+            out_offset: 0,
+            activation: None,
+        };
+        self.arena.with_out(out, |arena, data| {
+            let (Data::F32(to), Data::F32(from)) = (data, arena.data(x)) else {
+                return Err(ExecError::Failed("a linear by parts reads or writes another type".into()));
+            };
+            let rows = arena.rows(out) * parts;
+            let (x, out) = (Rows::dense(from, rows, x.cols / parts), RowsMut::dense(to, rows, segment.n));
+            Ok(cpu::linear(cpu, scratch, x, &[segment_of], compute, Epilogue::None, out)?)
+        })
     }
 
     /// Linear layers by expert. Only the weights of experts that a row chose are looked at.
