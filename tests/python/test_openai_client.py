@@ -258,7 +258,7 @@ def test_unknown_model(client):
         ("temprature", 1),
         ("best_of", 3),
         ("suffix", "end"),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_objekt"}),
         ("stop_token_ids", [-1]),
         ("prompt", [[1], ["a"]]),
         ("prompt", ""),
@@ -273,7 +273,7 @@ def test_bad_completion_fields(client, model, field, value):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tools", [{"type": "funktion", "function": {"name": "f"}}]),
         ("tool_choice", "auto"),
         ("top_logprobs", 3),
         ("max_completion_tokens", 0),

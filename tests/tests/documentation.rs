@@ -87,6 +87,6 @@ fn the_example_for_model_authors_runs() {
     assert_eq!((llm.info().model_impl.as_str(), llm.info().executor.as_str()), ("transformers", "cpu"));
     let params = SamplingParams { max_tokens: Some(5), temperature: 0.0, ..SamplingParams::default() };
     let prompt: &[u32] = &[1, 2, 3];
-    let answers = llm.generate(&[prompt], params).expect("answers");
+    let answers = llm.generate([prompt], params).expect("answers");
     assert_eq!(answers[0].choices[0].token_ids.len(), 5);
 }
