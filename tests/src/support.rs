@@ -79,9 +79,8 @@ pub fn page(rows: &[Row]) -> String {
     let (cpu, reference) = (count("cpu"), count("reference"));
     let mut out = format!(
         "# Architectures that the plugin `transformers` runs\n\n\
-         Made by the test `support` from a run of every model of `tests/data/zoo` with transformers {}: tiny checkpoints, one or \
-         more for each class, whose logits and greedy tokens are compared with torch's. Do not edit: `UPDATE_GOLDEN=1 cargo test \
-         -p host-tests --test support` writes it anew. Other classes are tried in the same way when a model asks for them, and \
+         From a run of models of `tests/data/zoo` with transformers {}: tiny checkpoints, one or \
+         more for each class, whose logits and greedy tokens are compared with torch's. Other classes are tried in the same way when a model asks for them, and \
          run or end in an error that says why.\n\n\
          Of {} models {cpu} run on the fast kernels and {reference} on the slow reference executor, since something in them \
          mixes tokens outside of attention, convolutions and linear attention; {} are refused. None gives other numbers.\n\n\

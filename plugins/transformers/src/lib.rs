@@ -1,8 +1,8 @@
 //! The plugin `transformers`: runs any Hugging Face causal language model by tracing its own Python code into a graph.
 //!
-//! `build` starts an embedded Python interpreter ([`interpreter`]) in which shims of torch and of parts of transformers
+//! `build` starts an embedded Python interpreter (`interpreter`) in which shims of torch and of parts of transformers
 //! (`python/`) stand where the real ones would, and lets the model's unmodified code run once for each of two lengths. What
-//! it computes is recorded ([`recorder`]), not computed. It reads the files that the request names, writes at most the
+//! it computes is recorded (`recorder`), not computed. It reads the files that the request names, writes at most the
 //! cache of compiled Python, and never runs a model whose code the user did not trust.
 
 mod bytecode;
