@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::op::Op;
+use crate::op::{InputKind, Op};
 use crate::spec::{self, SpecError};
 use crate::types::Type;
 
@@ -142,6 +142,24 @@ impl Graph {
                 _ => None,
             })
             .collect()
+    }
+
+    /// How many token ids there are to give: the rows of the smallest table that the ids look up as they are. `None` where
+    /// nothing does.
+    pub fn input_vocab_size(&self) -> Option<usize> {
+        let is_ids = |mut v: Value| {
+            while let Op::Reshape { .. } = self.node(v).op {
+                v = self.node(v).inputs[0];
+            }
+            matches!(self.node(v).op, Op::Input { kind: InputKind::TokenIds })
+        };
+        let table = |node: &Node| match node.op {
+            Op::Embedding if is_ids(node.inputs[0]) => Some(node.inputs[1]),
+            Op::Take { axis: 0 } if is_ids(node.inputs[1]) => Some(node.inputs[0]),
+            _ => None,
+        };
+        let rows = |v: Value| self.ty(v).shape.0.first()?.as_const().and_then(|n| usize::try_from(n).ok());
+        self.nodes.iter().filter_map(table).filter_map(rows).min()
     }
 
     /// How the graph's results depend on the length of the sequence; see [`Op::ContextLength`].

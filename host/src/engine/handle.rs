@@ -316,7 +316,7 @@ impl EngineHandle {
         if prompt.len() >= config.max_model_len {
             return Err(SubmitError::PromptTooLong { prompt: prompt.len(), max_model_len: config.max_model_len });
         }
-        check_ids(prompt, params, spec.vocab_size)?;
+        check_ids(prompt, params, spec)?;
         let max_len = prompt.len().saturating_add(params.max_tokens.max(1)).min(config.max_model_len);
         let needed = limits.peak_blocks(max_len - 1, max_len - 1); // the last token is never computed
         if needed > config.kv_blocks {
@@ -376,15 +376,19 @@ impl EngineHandle {
     }
 }
 
-/// Every id must be a row of the logits.
-fn check_ids(prompt: &[u32], params: &SamplingParams, vocab_size: usize) -> Result<(), SubmitError> {
+/// Every id of the prompt must be a row of the embedding, and every other one a column of the logits: so must those of a
+/// prompt whose log-probabilities are wanted.
+fn check_ids(prompt: &[u32], params: &SamplingParams, spec: &ExecSpec) -> Result<(), SubmitError> {
     let biased = params.logit_bias.iter().map(|&(token, _)| token);
-    let out =
-        |field, mut ids: &mut dyn Iterator<Item = u32>| match (&mut ids).find(|&token| token as usize >= vocab_size) {
-            Some(token) => Err(SubmitError::TokenOutOfRange { field, token, vocab_size }),
-            None => Ok(()),
-        };
-    out("prompt", &mut prompt.iter().copied())?;
+    let below = |vocab_size: usize, field, mut ids: &mut dyn Iterator<Item = u32>| {
+        let outside = (&mut ids).find(|&token| token as usize >= vocab_size);
+        outside.map_or(Ok(()), |token| Err(SubmitError::TokenOutOfRange { field, token, vocab_size }))
+    };
+    let out = |field, ids: &mut dyn Iterator<Item = u32>| below(spec.vocab_size, field, ids);
+    below(spec.input_vocab_size, "prompt", &mut prompt.iter().copied())?;
+    if params.prompt_logprobs.is_some() {
+        out("prompt_logprobs", &mut prompt.iter().skip(1).copied())?;
+    }
     out("logit_bias", &mut { biased })?;
     out("allowed_token_ids", &mut params.allowed_token_ids.iter().flatten().copied())?;
     out("bad_words", &mut params.bad_words.iter().flatten().copied())?;

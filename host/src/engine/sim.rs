@@ -34,6 +34,7 @@ impl SimOptions {
         Self {
             spec: ExecSpec {
                 vocab_size,
+                input_vocab_size: vocab_size,
                 kv_bytes_per_block: BLOCK_SIZE * 8,
                 window: None,
                 prefix_cache: PrefixCaching::Shared,
@@ -97,7 +98,7 @@ impl SimExecutor {
             check(blocks.len() >= needed, || format!("sequence {id}: {} of {needed} blocks", blocks.len()))?;
             let inside = |block: &BlockId| *block == BlockId::MAX || (*block as usize) < self.slots.len() / BLOCK_SIZE;
             check(blocks.iter().all(inside), || format!("sequence {id}: a block that does not exist"))?;
-            check(tokens.iter().all(|&token| (token as usize) < spec.vocab_size), || {
+            check(tokens.iter().all(|&token| (token as usize) < spec.input_vocab_size), || {
                 format!("sequence {id}: a token that does not exist")
             })?;
             rows += positions(seq).len();

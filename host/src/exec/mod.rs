@@ -99,6 +99,8 @@ pub enum PrefixCaching {
 pub struct ExecSpec {
     /// Width of a row of logits.
     pub vocab_size: usize,
+    /// Token ids that a sequence may have: rows of the embedding, which can be more than the head has.
+    pub input_vocab_size: usize,
     /// Bytes of one KV block over all layers.
     pub kv_bytes_per_block: usize,
     /// If *all* layers have a sliding window: the largest. Blocks wholly before `computed - window` may be freed.

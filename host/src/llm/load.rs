@@ -153,6 +153,7 @@ impl Llm {
             },
             max_model_len,
             vocab_size: spec.vocab_size,
+            input_vocab_size: spec.input_vocab_size,
             plugin: blueprint.plugin.description.name.clone(),
             plugin_version: blueprint.plugin.description.version.clone(),
             model_impl: blueprint.plugin.kind().to_owned(),
@@ -222,11 +223,11 @@ fn check_weights(graph: &Graph, weights: &Weights) -> Result<(), LoadError> {
 
 fn check_vocabulary(checkpoint: &Checkpoint, spec: &ExecSpec) {
     let Some(tokenizer) = &checkpoint.tokenizer else { return };
-    if tokenizer.vocab_size() > spec.vocab_size {
+    if tokenizer.vocab_size() > spec.input_vocab_size {
         tracing::warn!(
             "the tokenizer has {} tokens, the model {}: text that needs the others is refused",
             tokenizer.vocab_size(),
-            spec.vocab_size
+            spec.input_vocab_size
         );
     }
 }

@@ -14,8 +14,10 @@ pub struct ModelInfo {
     pub served_names: Vec<String>,
     /// The most tokens of prompt and output.
     pub max_model_len: usize,
-    /// Tokens that there are.
+    /// Tokens that can come out: the width of the logits.
     pub vocab_size: usize,
+    /// Tokens that can go in: rows of the embedding.
+    pub input_vocab_size: usize,
     /// The plugin that built the graph.
     pub plugin: String,
     /// Its version.
@@ -45,6 +47,7 @@ impl Default for ModelInfo {
             served_names: Vec::new(),
             max_model_len: 0,
             vocab_size: 0,
+            input_vocab_size: 0,
             plugin: String::new(),
             plugin_version: String::new(),
             model_impl: String::new(),

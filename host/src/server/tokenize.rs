@@ -75,7 +75,7 @@ pub(crate) async fn detokenize(
     validate::off_loop(size, move || {
         let tokenizer = validate::tokenizer(&state, "detokenize")?;
         let tokens: Vec<u32> = raw.tokens.iter().map(|token| token.0).collect();
-        validate::token_ids("tokens", &tokens, state.llm.info().vocab_size)?;
+        validate::token_ids("tokens", &tokens, state.llm.info().input_vocab_size)?;
         // vLLM shows special tokens here.
         let prompt = tokenizer.decode(&tokens, false).map_err(|e| ApiError::bad_request(e.to_string()))?;
         Ok(json(&DetokenizeResponse { prompt }))

@@ -244,3 +244,35 @@ fn unseeded_requests_differ_and_seeded_ones_do_not() {
     assert_ne!(run(Some(3)), run(Some(4)));
     assert_ne!(run(None), run(None));
 }
+
+/// Heads may be narrower than embeddings: ids without a column of logits may be read, but neither asked about nor chosen.
+#[test]
+fn ids_of_the_embedding_go_in_and_ids_of_the_head_come_out() {
+    let mut options = SimOptions::new(50);
+    options.spec.input_vocab_size = 56;
+    let engine = start(options, config());
+    let of = |prompt: &[u32], params: SamplingParams| {
+        let params = SamplingParams { max_tokens: 4, seed: Some(1), ..params };
+        engine.submit(request(prompt.to_vec(), params))
+    };
+    let tokens: Vec<u32> = events(
+        of(&[1, 55, 2], SamplingParams { repetition_penalty: 1.5, ..SamplingParams::default() })
+            .expect("ids of the embedding are a prompt"),
+    )
+    .iter()
+    .filter_map(|event| match event {
+        EngineEvent::Token { token, .. } => Some(*token),
+        _ => None,
+    })
+    .collect();
+    assert_eq!(tokens.len(), 4);
+    assert!(tokens.iter().all(|&token| token < 50), "{tokens:?}");
+
+    let refused = |prompt: &[u32], params| of(prompt, params).map(|_| ()).unwrap_err().to_string();
+    let text = refused(&[1, 56], SamplingParams::default());
+    assert!(text.contains("prompt: token id 56 is out of range; the model has 56 tokens"), "{text}");
+    let text = refused(&[1, 55], SamplingParams { prompt_logprobs: Some(1), ..SamplingParams::default() });
+    assert!(text.contains("prompt_logprobs: token id 55 is out of range; the model has 50 tokens"), "{text}");
+    let text = refused(&[1], SamplingParams { stop_token_ids: vec![55], ..SamplingParams::default() });
+    assert!(text.contains("stop_token_ids: token id 55 is out of range; the model has 50 tokens"), "{text}");
+}

@@ -121,6 +121,7 @@ impl CpuExecutor {
         let prepared = plan.calls.iter().map(|c| prepare(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
         let spec = ExecSpec {
             vocab_size: plan.logits.cols,
+            input_vocab_size: graph.input_vocab_size().unwrap_or(plan.logits.cols),
             kv_bytes_per_block: plan
                 .states
                 .iter()

@@ -36,8 +36,10 @@ impl ReferenceExecutor {
         let per_token = |s: &plugin_api::KvState| s.heads.saturating_mul(s.key_dim.saturating_add(s.value_dim));
         let numbers = states.iter().map(per_token).fold(0usize, usize::saturating_add);
         let by_length = graph.length_dependence();
+        let vocab_size = width.ok_or_else(missing)?;
         let spec = ExecSpec {
-            vocab_size: width.ok_or_else(missing)?,
+            vocab_size,
+            input_vocab_size: graph.input_vocab_size().unwrap_or(vocab_size),
             // What a cache in f32 would take. None is kept; the engine accounts for blocks all the same.
             kv_bytes_per_block: numbers.saturating_mul(BLOCK_SIZE * size_of::<f32>()).max(1),
             window: windows.and_then(|w| w.into_iter().max()),

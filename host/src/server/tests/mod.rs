@@ -173,6 +173,7 @@ impl Setup {
     async fn start(self) -> Server {
         let spec = ExecSpec {
             vocab_size: VOCAB,
+            input_vocab_size: VOCAB,
             kv_bytes_per_block: 1,
             window: None,
             prefix_cache: PrefixCaching::Shared,

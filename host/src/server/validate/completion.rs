@@ -114,7 +114,7 @@ fn tokens(
             Ok((tokens, Some(text)))
         }
         RawPrompt::Tokens(tokens) => {
-            super::token_ids(&field, &tokens, state.llm.info().vocab_size)?;
+            super::token_ids(&field, &tokens, state.llm.info().input_vocab_size)?;
             Ok((tokens, None))
         }
     }
