@@ -13,10 +13,10 @@ use super::settings::LoadError;
 
 /// Most files.
 const MAX_FILES: usize = 1000;
-/// Largest file.
-const MAX_FILE: u64 = 10 << 20;
-/// Largest sum of files.
-const MAX_TOTAL: u64 = 100 << 20;
+/// Largest file, as in the plugin `transformers`.
+const MAX_FILE: u64 = 4 << 20;
+/// Largest sum of files, as there.
+const MAX_TOTAL: u64 = 64 << 20;
 /// Folders below each other.
 const MAX_DEPTH: usize = 8;
 /// Files that an error lists.
@@ -145,13 +145,13 @@ mod tests {
         let sparse = |name: &str, size: u64| fs::File::create(root.path().join(name)).unwrap().set_len(size).unwrap();
         sparse("big.py", MAX_FILE + 1);
         let error = files(root.path()).unwrap_err().to_string();
-        assert!(error.contains("big.py has 10485761 bytes, the limit for one file is 10485760"), "{error}");
-        for i in 0..11 {
+        assert!(error.contains("big.py has 4194305 bytes, the limit for one file is 4194304"), "{error}");
+        for i in 0..17 {
             sparse("big.py", 1);
             sparse(&format!("m{i}.py"), MAX_FILE);
         }
         let error = files(root.path()).unwrap_err().to_string();
-        assert!(error.contains("have more than 104857600 bytes"), "{error}");
+        assert!(error.contains("have more than 67108864 bytes"), "{error}");
     }
 
     #[test]

@@ -107,11 +107,12 @@ def custom_reference(raw, kinds):
 
 
 def custom_class(reference):
-    """`configuration_x.XConfig`, `folder.modeling_x.XForCausalLM`, or `repository--modeling_x.X`."""
+    """`configuration_x.XConfig`, `folder/modeling_x.X` (or with a dot), or `repository--modeling_x.X`."""
     import _host
 
     repository, _, local = str(reference).rpartition("--")
     module, _, name = local.rpartition(".")
+    module = module.replace("/", ".")
     path = module.replace(".", "/") + ".py"
     if path not in set(_host.model_files()):
         where = " of the repository %s" % repository if repository else ""

@@ -1,11 +1,12 @@
 """Layers that modelling code computes in a loop over tokens or over blocks of them, as what they compute.
 
 A loop whose length depends on the sequence is no graph. What these loops compute is a linear recurrence (an op of the host) or has
-a form without a loop; each function here is that form, written from the papers, in place of one method of one class. They are
-found by the names of class and method, and only where the method has the arguments that are expected. Called by `build` once the
-model's module is imported."""
+a form without a loop; each function here is that form, written from the papers. It takes the place of code that is known, word for
+word: methods are found by a digest of their text, in whatever class of whatever model. Code that differs in anything keeps its loop,
+and the trace ends in an error that points at it: what a changed loop computes nobody has checked. Called by `build` once the model's
+module is imported."""
 
-import inspect
+import hashlib
 import sys
 
 import torch
@@ -50,11 +51,12 @@ def matrix_lstm(self, query, key, value, igate, fgate, c_initial=None, n_initial
     return (scores @ value.to(F32) / below).to(query.dtype), None
 
 
-# class, method, the arguments that it must have -> what takes its place
+# The methods that make up the computation, the last of them the loop; arguments of the loop; the digest of their text; what takes the
+# loop's place. To add one: `digest` of the methods, after comparing the function with the loop on numbers.
 LOOPS = (
-    ("MiniMaxLightningAttention", "forward", ("hidden_states", "past_key_values"), lightning_attention),
-    ("RecurrentGemmaRglru", "_rnn_scan", ("hidden_states", "recurrent_gate", "reset"), gated_recurrence),
-    ("xLSTMBackend", "forward", ("query", "key", "value", "igate", "fgate"), matrix_lstm),
+    (("decay_factors", "forward"), ("hidden_states", "past_key_values"), "8a01b3ed171e4a5b", lightning_attention),
+    (("_rnn_scan",), ("hidden_states", "recurrent_gate", "reset"), "6abdb412c18dcfe1", gated_recurrence),
+    (("__init__", "forward"), ("query", "key", "value", "igate", "fgate"), "e29c6393dbc3311b", matrix_lstm),
 )
 
 
@@ -63,13 +65,51 @@ PIECES = ("max_inference_chunksize",)
 
 
 def install(model_class, config):
-    """Puts the functions into the module of a model's class."""
+    """Puts the functions into the classes of the module of a model's class."""
     for name in PIECES:
         if hasattr(config, name):
             setattr(config, name, 2**40)
     module = sys.modules.get(model_class.__module__)
-    for name, method, arguments, function in LOOPS:
-        cls = getattr(module, name, None)
-        looping = None if cls is None else cls.__dict__.get(method)
-        if looping is not None and set(arguments) <= set(inspect.signature(looping).parameters):
-            setattr(cls, method, function)
+    for cls in list(vars(module).values()):
+        if isinstance(cls, type) and cls.__module__ == module.__name__:
+            _replace(cls)
+
+
+def _replace(cls):
+    for names, arguments, text, function in LOOPS:
+        methods = [cls.__dict__.get(name) for name in names]
+        if all(hasattr(m, "__code__") for m in methods):
+            code = methods[-1].__code__
+            if set(arguments) <= set(code.co_varnames[: code.co_argcount]) and digest(methods) == text:
+                setattr(cls, names[-1], function)
+
+
+def digest(functions):
+    """Of the bodies of functions: their lines without comments, blank lines and the indentation of the whole."""
+    lines = [line for function in functions for line in _body(function)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _body(function):
+    module = sys.modules[function.__module__]
+    lines = module.__spec__.loader.get_source(module.__name__).splitlines()
+    # The interpreter's first line lies somewhere in the signature.
+    at = function.__code__.co_firstlineno
+    while not lines[at].lstrip().startswith("def %s(" % function.__name__):
+        at -= 1
+    margin = len(lines[at]) - len(lines[at].lstrip())
+    # The signature ends with a colon outside of all brackets.
+    depth = 0
+    while True:
+        line = lines[at].split("#")[0].rstrip()
+        depth += sum(map(line.count, "([{")) - sum(map(line.count, ")]}"))
+        at += 1
+        if depth == 0 and line.endswith(":"):
+            break
+    for line in lines[at:]:
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        if len(line) - len(line.lstrip()) <= margin:
+            return
+        yield line[margin:].rstrip()
