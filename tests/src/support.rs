@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -38,7 +39,10 @@ pub fn run(entries: &[Entry], worker: &str) -> Vec<Row> {
                     let row = catch_unwind(AssertUnwindSafe(|| row(entry, worker)));
                     let mut done = done.lock().expect("no thread panics while it holds the lock");
                     match row {
-                        Ok(row) => done.0.push(row),
+                        Ok(row) => {
+                            println!("{}", line(&row));
+                            done.0.push(row);
+                        }
                         Err(_) => done.1.push(entry.name.clone()),
                     }
                 }
@@ -73,29 +77,59 @@ pub fn check_counts(rows: &[Row]) {
     assert!(5 * right >= 4 * rare.len(), "only {right} of {} hybrid, SSM and odd entries run", rare.len());
 }
 
+/// Where the page is.
+const PAGE: &str = "docs/support.md";
+
+/// Holds the page of the repository to these rows: the whole of it, if they are of the whole zoo. `UPDATE_GOLDEN=1` writes it
+/// anew then.
+pub fn check_page(rows: &[Row], whole_zoo: bool) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(PAGE);
+    if whole_zoo && std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, page(rows)).unwrap_or_else(|e| panic!("{PAGE}: {e}"));
+    }
+    let is = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{PAGE}: {e}"));
+    for row in rows {
+        let line = line(row);
+        assert!(is.lines().any(|l| l == line), "{PAGE} has no line `{line}`; make it anew, see tests/tests/support.rs");
+    }
+    assert!(!whole_zoo || is == page(rows), "{PAGE} differs; make it anew, see tests/tests/support.rs");
+}
+
 /// The page, in Markdown.
-pub fn page(rows: &[Row]) -> String {
+fn page(rows: &[Row]) -> String {
     let count = |executor: &str| rows.iter().filter(|r| r.outcome.as_deref() == Ok(executor)).count();
     let (cpu, reference) = (count("cpu"), count("reference"));
+    let (all, refused) = (rows.len(), rows.len() - cpu - reference);
+    let version = zoo::transformers::VERSION;
     let mut out = format!(
-        "# Architectures that the plugin `transformers` runs\n\n\
-         From a run of models of `tests/data/zoo` with transformers {}: tiny checkpoints, one or \
-         more for each class, whose logits and greedy tokens are compared with torch's. Other classes are tried in the same way when a model asks for them, and \
-         run or end in an error that says why.\n\n\
-         Of {} models {cpu} run on the fast kernels and {reference} on the slow reference executor, since something in them \
-         mixes tokens outside of attention, convolutions and linear attention; {} are refused. None gives other numbers.\n\n\
-         | model | class | kind | runs |\n|---|---|---|---|\n",
-        zoo::transformers::VERSION,
-        rows.len(),
-        rows.len() - cpu - reference,
+        "# Architectures that the plugin `transformers` runs
+
+<!-- Made by the run of the whole zoo, see tests/tests/support.rs. Not written by hand. -->
+
+From a run of the models of `tests/data/zoo` with transformers {version}: tiny checkpoints, one or more for each class. Each is
+loaded by way of the plugin and generates greedily from three prompts, alone, together, in chunks of 3 tokens, from the prefix
+cache and after preemption. Tokens and logits are compared with torch's (all 16 tokens equal, logits within a thousandth of their
+spread), and the ways with each other, bit for bit. A class that is not in the table is tried in the same way when a model asks for
+it, and runs or ends in an error that says why.
+
+Of {all} models {cpu} run on the fast kernels, {reference} on the slow reference executor, since something in them mixes tokens
+outside of attention, convolutions and linear attention, and {refused} are refused. None gives other numbers than torch.
+
+| model | class | kind | runs |
+|---|---|---|---|
+"
     );
     for row in rows {
-        let outcome = match &row.outcome {
-            Ok(executor) if executor == "cpu" => "yes".to_owned(),
-            Ok(executor) => format!("slowly ({executor})"),
-            Err(why) => format!("no: {}", why.replace('|', "\\|")),
-        };
-        let _ = writeln!(out, "| {} | {} | {} | {outcome} |", row.name, row.class, row.category);
+        let _ = writeln!(out, "{}", line(row));
     }
     out
+}
+
+fn line(row: &Row) -> String {
+    let outcome = match &row.outcome {
+        Ok(executor) if executor == "cpu" => "yes".to_owned(),
+        Ok(executor) => format!("slowly ({executor})"),
+        Err(why) => format!("no: {}", why.replace('|', "\\|")),
+    };
+    format!("| {} | {} | {} | {outcome} |", row.name, row.class, row.category)
 }
