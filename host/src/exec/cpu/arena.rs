@@ -3,7 +3,7 @@
 use kernels::cpu::{Rows, RowsMut};
 
 use super::plan::{Buffer, Elem, RowKind, View};
-use super::zeroed;
+use super::zeroed::Zeroed;
 use crate::exec::ExecError;
 
 /// Most bytes of all buffers: ten times what the largest models of today take with a usual token budget.
@@ -21,8 +21,8 @@ pub(super) struct Arena {
 
 /// One buffer.
 pub(super) enum Data {
-    F32(Vec<f32>),
-    I64(Vec<i64>),
+    F32(Zeroed<f32>),
+    I64(Zeroed<i64>),
     Bool(Vec<bool>),
 }
 
@@ -42,8 +42,8 @@ impl Arena {
         let allocate = |b: &Buffer| {
             let n = elements(b);
             Ok::<_, String>(match b.elem {
-                Elem::F32 => Data::F32(zeroed(n)?),
-                Elem::I64 => Data::I64(zeroed(n)?),
+                Elem::F32 => Data::F32(Zeroed::new(n)?),
+                Elem::I64 => Data::I64(Zeroed::new(n)?),
                 Elem::Bool => {
                     let mut bools = Vec::new();
                     bools.try_reserve_exact(n).map_err(|e| e.to_string())?;

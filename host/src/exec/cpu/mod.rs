@@ -20,6 +20,7 @@ mod rows;
 mod slots;
 mod stateful;
 mod statics;
+mod zeroed;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ use plugin_api::{Graph, Value};
 use self::arena::{Arena, Data};
 use self::slots::Slots;
 use self::statics::StaticData;
+use self::zeroed::Zeroed;
 use super::{Dtype, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step};
 use crate::hub::Weights;
 
@@ -85,8 +87,8 @@ struct LayerCache {
 }
 
 enum CacheData {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    F32(Zeroed<f32>),
+    Bf16(Zeroed<bf16>),
 }
 
 /// The plan of a graph for these weights and this arithmetic, with the graph that its statics refer to.
@@ -345,8 +347,8 @@ impl Executor for CpuExecutor {
             };
             let n = blocks.checked_mul(elements_per_block).ok_or_else(|| failed("the size overflows".into()))?;
             match self.kv_cache_dtype {
-                Dtype::Float32 => zeroed(n).map(CacheData::F32).map_err(failed),
-                _ => zeroed(n).map(CacheData::Bf16).map_err(failed),
+                Dtype::Float32 => Zeroed::new(n).map(CacheData::F32).map_err(failed),
+                _ => Zeroed::new(n).map(CacheData::Bf16).map_err(failed),
             }
         };
         let layer = |s: &plugin_api::KvState| -> Result<LayerCache, ExecError> {
@@ -431,14 +433,6 @@ impl From<KernelError> for ExecError {
     fn from(e: KernelError) -> ExecError {
         ExecError::Failed(e.to_string())
     }
-}
-
-/// Zeroed memory that the system provides page by page when it is first written.
-fn zeroed<E: bytemuck::Zeroable>(n: usize) -> Result<Vec<E>, String> {
-    // No probe before it: memory that was taken and given back is no longer known to be zero, and clearing it would touch
-    // every page of a cache that may be most of the machine's memory.
-    let cache = bytemuck::try_zeroed_slice_box(n).map_err(|()| "not enough memory".to_owned())?;
-    Ok(cache.into_vec())
 }
 
 fn kv_shape(s: &plugin_api::KvState) -> KvShape {

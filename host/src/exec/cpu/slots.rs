@@ -7,13 +7,13 @@ use std::collections::HashMap;
 
 use kernels::cpu::StateSpan;
 
-use super::zeroed;
+use super::zeroed::Zeroed;
 use crate::exec::{ExecError, Step};
 
 /// The states of all sequences.
 pub(super) struct Slots {
     /// By state of the plan: a slot of equal size for each sequence.
-    pub(super) data: Vec<Vec<f32>>,
+    pub(super) data: Vec<Zeroed<f32>>,
     held: HashMap<u64, Held>,
     /// The lowest is taken first, so that memory which few sequences need is never touched.
     free: Vec<usize>,
@@ -35,7 +35,7 @@ impl Slots {
     /// Allocates slots of these elements.
     pub(super) fn allocate(&mut self, elements: &[usize]) -> Result<(), ExecError> {
         let one = |&n: &usize| {
-            n.checked_mul(self.count).ok_or_else(|| "the size overflows".to_owned()).and_then(zeroed).map_err(
+            n.checked_mul(self.count).ok_or_else(|| "the size overflows".to_owned()).and_then(Zeroed::new).map_err(
                 |reason| {
                     let bytes = elements.iter().fold(0usize, |sum, n| sum.saturating_add(n.saturating_mul(4)));
                     ExecError::Failed(format!(
@@ -105,7 +105,7 @@ mod tests {
         let mut slots = Slots::new(2);
         assert_eq!(slots.begin(&Step { seqs: &[seq(1, &[5], 0)] }).unwrap(), []);
         slots.allocate(&[3, 1]).unwrap();
-        assert_eq!(slots.data.iter().map(Vec::len).collect::<Vec<_>>(), [6, 2]);
+        assert_eq!(slots.data.iter().map(|s| s.len()).collect::<Vec<_>>(), [6, 2]);
         let spans = |slots: &mut Slots, seqs: &[StepSeq<'_>]| slots.begin(&Step { seqs });
         let a = [1, 2, 3, 4];
         let first = spans(&mut slots, &[seq(7, &a[..2], 0), seq(8, &a[..1], 0)]).unwrap();
