@@ -93,6 +93,7 @@ fn cpu(graph: &Graph, weights: &Weights, threads: usize) -> CpuExecutor {
     let options = CpuOptions {
         threads: Some(threads),
         dtype: Dtype::Float32,
+        quantization: None,
         kv_cache_dtype: Dtype::Float32,
         max_tokens: MAX_TOKENS,
         max_seqs: 4,
@@ -187,6 +188,7 @@ pub fn on_cpu(graph: &Graph, weights: &Weights, golden: &Golden) -> Verdict {
     let options = CpuOptions {
         threads: Some(1),
         dtype: Dtype::Float32,
+        quantization: None,
         kv_cache_dtype: Dtype::Float32,
         max_tokens: MAX_TOKENS,
         max_seqs: 4,

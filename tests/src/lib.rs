@@ -2,6 +2,7 @@
 
 pub mod executors;
 pub mod library;
+pub mod quality;
 pub mod support;
 pub mod ways;
 pub use host_zoo as zoo;

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use host::exec::{Dtype, cpu};
+use host::exec::{Dtype, Quantization, cpu};
 use host::graph::{self, PASSES};
 use host::hub::Weights;
 use host::registry::{ModelImpl, Registry};
@@ -24,7 +24,7 @@ fn report(registry: &Registry, config: &str) -> String {
     let model = registry.build_model(&plugin, &BuildRequest::new(config, vec![])).expect("builds");
     let optimised = graph::optimise(&model.graphs["decode"]).expect("optimises");
     let weights = Weights::from_static(NO_TENSORS).expect("an empty checkpoint");
-    let (_, plan) = cpu::plan(&optimised, &weights, Dtype::Bfloat16).expect("plans");
+    let (_, plan) = cpu::plan(&optimised, &weights, Dtype::Bfloat16, None).expect("plans");
     let passes: Vec<&str> = PASSES.iter().map(|p| p.name).collect();
     let mut out = model.to_text();
     let _ = writeln!(out, "{}\n# after {}", testkit::SEPARATOR, passes.join(", "));
@@ -55,7 +55,13 @@ fn plan_of(registry: &Registry, name: &str, which: &ModelImpl) -> String {
     let model = registry.build_model(&plugin, &BuildRequest::new(config, tensors)).expect("builds");
     let optimised = graph::optimise(&model.graphs["decode"]).expect("optimises");
     let weights = Weights::from_static(NO_TENSORS).expect("an empty checkpoint");
-    let (_, plan) = cpu::plan(&optimised, &weights, Dtype::Bfloat16).expect("plans");
+    let with = |quantization| cpu::plan(&optimised, &weights, Dtype::Bfloat16, quantization).expect("plans").1;
+    let plans = [None, Some(Quantization::Int8), Some(Quantization::Int4)].map(|q| text_of(&with(q)));
+    plans.join("\n")
+}
+
+/// A plan with its buffers and statics.
+fn text_of(plan: &cpu::Plan) -> String {
     let buffers = plan.buffers.iter().map(|b| format!("{b:?}\n")).collect::<String>();
     let statics = plan.statics.iter().map(|s| format!("{:?} {}\n", s.form, s.text)).collect::<String>();
     let states = plan.states.iter().map(|s| format!("{} of {}, {}, {:?}\n", s.heads, s.key_dim, s.value_dim, s.window));

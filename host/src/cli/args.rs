@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
-use crate::exec::Dtype;
+use crate::exec::{Dtype, Quantization};
 use crate::llm::{DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource};
 use crate::registry::ModelImpl;
 use crate::transformers::PackageOptions;
@@ -109,6 +109,9 @@ pub(super) struct EngineArgs {
     /// Arithmetic of matrix products: auto, float32, bfloat16 or float16
     #[arg(long, env = "HOST_DTYPE", default_value = "auto", value_parser = dtype)]
     pub(super) dtype: DtypeChoice,
+    /// Hold the weights of linear layers as int8 or int4, quantised while they are loaded
+    #[arg(long, env = "HOST_QUANTIZATION", value_name = "METHOD", value_parser = quantization)]
+    pub(super) quantization: Option<Quantization>,
     /// Element type of the KV cache: auto (float32 with --dtype float32, else bfloat16), float32 or bfloat16
     #[arg(long, env = "HOST_KV_CACHE_DTYPE", default_value = "auto", value_parser = kv_cache_dtype)]
     pub(super) kv_cache_dtype: DtypeChoice,
@@ -193,6 +196,7 @@ impl ModelArgs {
             model_impl: plugins.model_impl.clone(),
             trust_remote_code: self.trust_remote_code,
             dtype: engine.dtype,
+            quantization: engine.quantization,
             kv_cache_dtype: engine.kv_cache_dtype,
             executor: match engine.executor {
                 ExecutorArg::Auto => ExecutorKind::Auto,
@@ -316,6 +320,14 @@ fn dtype(text: &str) -> Result<DtypeChoice, String> {
     }
 }
 
+fn quantization(text: &str) -> Result<Quantization, String> {
+    Quantization::from_name(text).ok_or_else(|| {
+        "expected int8 or int4, for checkpoints that are not quantised; those of GPTQ, AWQ, compressed-tensors and FP8 are \
+         known by their config.json"
+            .into()
+    })
+}
+
 fn kv_cache_dtype(text: &str) -> Result<DtypeChoice, String> {
     match dtype(text) {
         Ok(choice) if choice != DtypeChoice::Is(Dtype::Float16) => Ok(choice),
@@ -326,6 +338,16 @@ fn kv_cache_dtype(text: &str) -> Result<DtypeChoice, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_quantization_is_refused_with_what_is_there() {
+        assert_eq!(quantization("int8"), Ok(Quantization::Int8));
+        assert_eq!(quantization("int4"), Ok(Quantization::Int4));
+        for text in ["", "int3", "gptq", "INT8"] {
+            let error = quantization(text).unwrap_err();
+            assert!(error.contains("int8 or int4") && error.contains("GPTQ"), "{error}");
+        }
+    }
 
     #[test]
     fn sizes_and_token_counts() {

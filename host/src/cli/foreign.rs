@@ -33,10 +33,9 @@ pub(super) struct AlwaysArgs {
 const ONE_DEVICE: &str = "one process computes on one device; run several servers behind a load balancer";
 const NO_LORA: &str = "LoRA adapters are not supported; merge them into the checkpoint";
 const NO_DRAFT: &str = "speculative decoding is not supported";
-const NO_QUANTISATION: &str = "quantised checkpoints are not supported; --dtype chooses the arithmetic";
 
 /// vLLM's flags that are not here, and why.
-const REFUSED: [(&str, &str); 31] = [
+const REFUSED: [(&str, &str); 30] = [
     ("--tensor-parallel-size", ONE_DEVICE),
     ("-tp", ONE_DEVICE),
     ("--pipeline-parallel-size", ONE_DEVICE),
@@ -50,8 +49,7 @@ const REFUSED: [(&str, &str); 31] = [
     ("--max-lora-rank", NO_LORA),
     ("--speculative-config", NO_DRAFT),
     ("--spec-model", NO_DRAFT),
-    ("--quantization", NO_QUANTISATION),
-    ("-q", NO_QUANTISATION),
+    ("-q", "write --quantization int8 or int4"),
     ("--load-format", "checkpoints are safetensors files"),
     ("--model", "the model comes without a flag: host serve MODEL"),
     ("--tokenizer", "the tokenizer is the model folder's tokenizer.json"),

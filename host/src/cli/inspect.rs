@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::args::ModelArgs;
 use crate::exec::BLOCK_SIZE;
-use crate::exec::cpu::{Call, LowerError, Plan};
+use crate::exec::cpu::{Call, LowerError, Plan, QuantSummary};
 use crate::graph::PASSES;
 use crate::llm::Blueprint;
 
@@ -92,7 +92,14 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
         PASSES.len()
     )?;
     match b.plan() {
-        Ok((_, plan)) => planned(b, &plan, out),
+        Ok((graph, plan)) => {
+            let QuantSummary { matrices, plain_bytes, bytes: taken } = b.quantised(&graph, &plan);
+            if matrices > 0 {
+                let (taken, plain) = (bytes(taken), bytes(plain_bytes));
+                writeln!(out, "quantised       {matrices} matrices of linear layers, {taken} instead of {plain}")?;
+            }
+            planned(b, &plan, out)
+        }
         Err(reason @ LowerError::NotBatchable { .. }) => {
             Ok(writeln!(out, "plan            none, it runs on the reference executor, slowly: {reason}")?)
         }

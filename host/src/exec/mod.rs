@@ -39,6 +39,30 @@ impl Dtype {
     }
 }
 
+/// `--quantization`: what matrices of linear layers are held as, whatever they are stored in. See `cpu::precision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// int8 with a scale for each row.
+    Int8,
+    /// int4 with a scale for every 32 weights of a row; the head in int8.
+    Int4,
+}
+
+impl Quantization {
+    /// As in flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Quantization::Int8 => "int8",
+            Quantization::Int4 => "int4",
+        }
+    }
+
+    /// From [`Quantization::name`].
+    pub fn from_name(name: &str) -> Option<Quantization> {
+        [Quantization::Int8, Quantization::Int4].into_iter().find(|q| q.name() == name)
+    }
+}
+
 /// Tokens in one KV block.
 pub const BLOCK_SIZE: usize = 16;
 

@@ -12,6 +12,7 @@ mod header;
 #[cfg(feature = "hub")]
 mod listing;
 mod options;
+mod packed;
 #[cfg(feature = "hub")]
 mod partial;
 mod resolve;
@@ -27,5 +28,7 @@ pub(crate) use download::{progress_bar, with_causes};
 pub use error::HubError;
 pub use header::Dtype;
 pub use options::{DEFAULT_ENDPOINT, HubOptions};
+pub use packed::{PackedFormat, PackedView};
+pub(crate) use packed::{e4m3, e5m2};
 pub use resolve::{ModelFiles, resolve};
 pub use weights::{WeightView, Weights};

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
 use super::HubError;
 use super::header::{Dtype, Fault, TensorInfo, parse};
+use super::packed::{self, PackedSet, PackedView};
 use super::resolve::{INDEX, SINGLE, read_index};
 
 /// How many names an error lists before it only counts.
@@ -29,6 +31,10 @@ struct Inner {
     files: Vec<Source>,
     /// Sorted by name.
     tensors: Vec<(String, Stored)>,
+    /// Bytes of tensors that were released.
+    released: AtomicU64,
+    /// Matrices that are stored quantised, once they were looked for.
+    packed: OnceLock<PackedSet>,
 }
 
 struct Source {
@@ -118,7 +124,14 @@ impl Weights {
                 }
             }
         }
-        let weights = Self { inner: Arc::new(Inner { files, tensors: tensors.into_iter().collect() }) };
+        let weights = Self {
+            inner: Arc::new(Inner {
+                files,
+                tensors: tensors.into_iter().collect(),
+                released: AtomicU64::new(0),
+                packed: OnceLock::new(),
+            }),
+        };
         let misaligned = weights.inner.tensors.iter().filter(|(_, t)| !weights.is_aligned(t)).count();
         if misaligned > 0 {
             tracing::warn!(misaligned, "tensors are not aligned in their file and are copied to memory on first use");
@@ -126,9 +139,36 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The tensor of that name.
+    /// Finds the matrices that are stored quantised, as `quantization_config` of the file `path` says. From then on each is
+    /// there as the one matrix that it stands for, and its parts are not. Called once, before anything is read.
+    pub fn unpack(&self, quantization_config: &serde_json::Value, path: &Path) -> Result<(), HubError> {
+        let set = packed::find(self, quantization_config, path)?;
+        self.inner.packed.get_or_init(|| set);
+        Ok(())
+    }
+
+    /// The matrix of that name, if it is stored quantised.
+    pub fn packed(&self, name: &str) -> Option<PackedView<'_>> {
+        let packed = self.inner.packed.get()?.matrices.get(name)?;
+        Some(PackedView { weights: self, packed })
+    }
+
+    /// The tensor of that name, unless it is stored quantised.
     pub fn get(&self, name: &str) -> Option<WeightView<'_>> {
+        if self.packed(name).is_some() {
+            return None;
+        }
         self.stored(name).map(|stored| self.view(stored))
+    }
+
+    /// The name of the tensor with this number.
+    pub(super) fn name(&self, index: usize) -> &str {
+        &self.inner.tensors[index].0
+    }
+
+    /// Whether a tensor is only a part of a quantised matrix.
+    fn is_hidden(&self, index: usize) -> bool {
+        self.inner.packed.get().is_some_and(|set| set.hidden.contains(&index))
     }
 
     /// Where the tensor stands among all, for [`Weights::at`]: looking up by number costs nothing.
@@ -150,9 +190,15 @@ impl Weights {
         self.inner.tensors.iter().map(|(name, stored)| (name.as_str(), self.view(stored)))
     }
 
-    /// Names, types and shapes of all tensors, sorted by name; touches no data.
+    /// Names, types and shapes of all tensors, sorted by name; touches no data. Quantised matrices have the type that they
+    /// stand for.
     pub fn describe(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
-        self.inner.tensors.iter().map(|(name, t)| (name.as_str(), t.info.dtype, t.info.shape.as_slice()))
+        let stored = self.inner.tensors.iter().enumerate().filter(|(i, _)| !self.is_hidden(*i));
+        let mut all: BTreeMap<&str, (Dtype, &[usize])> =
+            stored.map(|(_, (name, t))| (name.as_str(), (t.info.dtype, t.info.shape.as_slice()))).collect();
+        let packed = self.inner.packed.get().map(|set| &set.matrices);
+        all.extend(packed.into_iter().flatten().map(|(name, p)| (name.as_str(), (p.dtype, p.shape.as_slice()))));
+        all.into_iter().map(|(name, (dtype, shape))| (name, dtype, shape))
     }
 
     /// How many tensors there are.
@@ -173,15 +219,13 @@ impl Weights {
     /// Checks that every expected tensor is there with its shape. Returns the names that were not expected.
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<Vec<String>, HubError> {
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
-        let mut unexpected: std::collections::BTreeSet<&str> =
-            self.inner.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        let all: BTreeMap<&str, &[usize]> = self.describe().map(|(name, _, shape)| (name, shape)).collect();
+        let mut unexpected: std::collections::BTreeSet<&str> = all.keys().copied().collect();
         for (name, shape) in expected {
             unexpected.remove(name.as_str());
-            match self.stored(name) {
+            match all.get(name.as_str()) {
                 None => missing.push(name.clone()),
-                Some(t) if t.info.shape != *shape => {
-                    wrong.push(format!("{name} has shape {:?} instead of {shape:?}", t.info.shape));
-                }
+                Some(has) if *has != shape => wrong.push(format!("{name} has shape {has:?} instead of {shape:?}")),
                 Some(_) => {}
             }
         }
@@ -200,6 +244,19 @@ impl Weights {
             parts.push(format!("tensors that nothing asks for ({}): {}", unexpected.len(), listed(&unexpected)));
         }
         Err(HubError::Mismatch(parts.join("; ")))
+    }
+
+    /// Says that the tensor's bytes were read and are not needed again soon: they need not stay in memory. They can still
+    /// be read. A hint: failure is of no consequence.
+    pub fn release(&self, index: usize) {
+        let stored = &self.inner.tensors[index].1;
+        self.inner.files[stored.file].release(stored.info.begin, stored.info.end);
+        self.inner.released.fetch_add((stored.info.end - stored.info.begin) as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes of the tensors that were released.
+    pub fn released_bytes(&self) -> u64 {
+        self.inner.released.load(Ordering::Relaxed)
     }
 
     /// Asks the system to read the files ahead. A hint: failure is of no consequence.
@@ -262,6 +319,21 @@ impl Source {
             None => HubError::File { file, message: fault.message },
         }
     }
+
+    #[cfg(unix)]
+    #[allow(unsafe_code)] // see the SAFETY comment
+    fn release(&self, begin: usize, end: usize) {
+        const PAGE: usize = 4096;
+        // Whole pages only: neighbours share the others.
+        let (begin, end) = (begin.next_multiple_of(PAGE), end / PAGE * PAGE);
+        if let (Data::Mapped(map), true) = (&self.data, begin < end) {
+            // SAFETY: the map is of a file and read-only: dropped pages are read from the file again.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, begin, end - begin) };
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn release(&self, _: usize, _: usize) {}
 
     #[cfg(unix)]
     fn read_ahead(&self) {

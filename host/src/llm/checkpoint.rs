@@ -108,11 +108,19 @@ impl Checkpoint {
                 tokenizer
             }
         };
+        let (weights, mut config) = (Weights::open(&files.dir)?, files.config);
+        // How weights are stored is not the plugins' business: they see what is stored.
+        for field in ["quantization_config", "compression_config"] {
+            let found = config.as_object_mut().and_then(|config| config.remove(field)).filter(|found| !found.is_null());
+            if let Some(found) = found {
+                weights.unpack(&found, &files.dir.join("config.json"))?;
+            }
+        }
         Ok(Checkpoint {
             name: files.name.clone(),
-            weights: Weights::open(&files.dir)?,
+            weights,
             generation_config: GenerationConfig::load(&files.dir)?,
-            config: files.config,
+            config,
             dir: Some(files.dir),
             python_files: files.python_files,
             tokenizer,

@@ -11,9 +11,9 @@ use super::checkpoint::Checkpoint;
 use super::settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError};
 use super::{Llm, ModelInfo};
 use crate::engine::{Engine, EngineConfig};
-use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan};
+use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan, QuantSummary};
 use crate::exec::reference::{Limits, ReferenceExecutor, checkpoint as f32_weights};
-use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, PrefixCaching};
+use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, PrefixCaching, Quantization};
 use crate::graph;
 use crate::hub::Weights;
 use crate::registry::Selected;
@@ -32,6 +32,8 @@ pub struct Blueprint {
     pub graph: Graph,
     /// The arithmetic chosen.
     pub dtype: Dtype,
+    /// What matrices are quantised to, if that was asked for.
+    pub quantization: Option<Quantization>,
     /// The type of the KV cache.
     pub kv_cache_dtype: Dtype,
 }
@@ -70,35 +72,50 @@ impl Blueprint {
             dtype = dtype.name(),
             "model found"
         );
-        Ok(Blueprint { checkpoint, plugin, sources, model, graph, dtype, kv_cache_dtype })
+        let quantization = options.quantization;
+        Ok(Blueprint { checkpoint, plugin, sources, model, graph, dtype, quantization, kv_cache_dtype })
     }
 
     /// The plan of the CPU executor, with the graph that it refers to. Not every graph has one.
     pub fn plan(&self) -> Result<(Graph, Plan), LowerError> {
-        cpu::plan(&self.graph, &self.checkpoint.weights, self.dtype)
+        cpu::plan(&self.graph, &self.checkpoint.weights, self.dtype, self.quantization)
+    }
+
+    /// What is quantised in what [`Blueprint::plan`] returned.
+    pub fn quantised(&self, graph: &Graph, plan: &Plan) -> QuantSummary {
+        cpu::quantised(graph, plan, &self.checkpoint.weights, self.dtype, self.quantization)
     }
 
     /// The executor that runs it.
     pub fn executor(&self, options: &LlmOptions) -> Result<Chosen, LoadError> {
         if options.executor == ExecutorKind::Reference {
-            return Ok(Chosen { executor: self.reference(options)?, name: "reference", unplanned: None });
+            return self.chosen_reference(options, None);
         }
         match self.plan() {
             Ok((graph, plan)) => {
+                let quantised = self.quantised(&graph, &plan);
                 let options = CpuOptions {
                     threads: options.threads,
                     dtype: self.dtype,
+                    quantization: self.quantization,
                     kv_cache_dtype: self.kv_cache_dtype,
                     max_tokens: options.max_num_batched_tokens,
                     max_seqs: options.max_num_seqs,
                 };
                 let executor = CpuExecutor::of_plan(&graph, plan, &self.checkpoint.weights, &options)
                     .map_err(|e| about(&self.checkpoint, e))?;
-                Ok(Chosen { executor: Box::new(executor), name: "cpu", unplanned: None })
+                if quantised.matrices > 0 {
+                    tracing::info!(
+                        matrices = quantised.matrices,
+                        bytes = quantised.bytes,
+                        saved_bytes = quantised.plain_bytes.saturating_sub(quantised.bytes),
+                        "quantised weights of linear layers"
+                    );
+                }
+                Ok(Chosen { executor: Box::new(executor), name: "cpu", unplanned: None, quantised })
             }
             Err(reason @ LowerError::NotBatchable { .. }) if options.executor == ExecutorKind::Auto => {
-                let executor = self.reference(options)?;
-                Ok(Chosen { executor, name: "reference", unplanned: Some(reason) })
+                self.chosen_reference(options, Some(reason))
             }
             Err(reason @ LowerError::NotBatchable { .. }) => {
                 let hint = format!("{reason}; use --executor auto or reference");
@@ -106,6 +123,19 @@ impl Blueprint {
             }
             Err(reason) => Err(about(&self.checkpoint, ExecError::Failed(reason.to_string()))),
         }
+    }
+
+    fn chosen_reference(&self, options: &LlmOptions, unplanned: Option<LowerError>) -> Result<Chosen, LoadError> {
+        if let Some(quantization) = self.quantization {
+            let name = quantization.name();
+            let why = unplanned.map_or("--executor is reference".to_owned(), |reason| reason.to_string());
+            return Err(LoadError::Setting(format!(
+                "--quantization is {name}, but the reference executor, which computes in float32, would run the model \
+                 ({why}): leave --quantization out"
+            )));
+        }
+        let quantised = QuantSummary::default();
+        Ok(Chosen { executor: self.reference(options)?, name: "reference", unplanned, quantised })
     }
 
     fn reference(&self, options: &LlmOptions) -> Result<Box<dyn Executor>, LoadError> {
@@ -124,6 +154,8 @@ pub struct Chosen {
     pub name: &'static str,
     /// Why it is the reference, if nobody asked for that.
     pub unplanned: Option<LowerError>,
+    /// What it holds quantised.
+    pub quantised: QuantSummary,
 }
 
 impl Llm {
@@ -131,7 +163,7 @@ impl Llm {
     pub fn load(options: &LlmOptions) -> Result<Llm, LoadError> {
         let blueprint = Blueprint::draw(options)?;
         let mut phase = Phase::start();
-        let Chosen { executor, name: executor_name, unplanned } = blueprint.executor(options)?;
+        let Chosen { executor, name: executor_name, unplanned, quantised } = blueprint.executor(options)?;
         if let Some(reason) = unplanned {
             tracing::warn!(
                 model = blueprint.checkpoint.name,
@@ -142,9 +174,9 @@ impl Llm {
         phase.done("plan and weights");
         let checkpoint = &blueprint.checkpoint;
         let spec = executor.spec().clone();
-        let max_num_seqs = fit_states(options, &spec, &blueprint)?;
+        let max_num_seqs = fit_states(options, &spec, cache_memory(options, &blueprint, &quantised))?;
         let options = &LlmOptions { max_num_seqs, ..options.clone() };
-        let (max_model_len, kv_blocks) = size_cache(options, &spec, &blueprint)?;
+        let (max_model_len, kv_blocks) = size_cache(options, &spec, &blueprint, &quantised)?;
         let info = ModelInfo {
             name: checkpoint.name.clone(),
             served_names: match options.served_names.is_empty() {
@@ -233,10 +265,13 @@ fn check_vocabulary(checkpoint: &Checkpoint, spec: &ExecSpec) {
 }
 
 /// What may be used for the KV cache and recurrent states together.
-fn cache_memory(options: &LlmOptions, blueprint: &Blueprint) -> usize {
+fn cache_memory(options: &LlmOptions, blueprint: &Blueprint, quantised: &QuantSummary) -> usize {
     let bytes = options.kv_cache_memory.unwrap_or_else(|| {
-        let weights = blueprint.checkpoint.weights.total_bytes();
-        let half = free_memory().saturating_sub(weights) / 2;
+        // What is quantised takes its place in memory already; what it was made from need not be there any more.
+        let weights = &blueprint.checkpoint.weights;
+        let mapped = weights.total_bytes().saturating_sub(weights.released_bytes());
+        let half = free_memory().saturating_sub(mapped) / 2;
+        let weights = mapped.saturating_add(quantised.bytes);
         let bound = options.memory_share.map(|share| (all_memory() as f64 * share) as u64);
         bound.map_or(half, |bound| half.min(bound.saturating_sub(weights)))
     });
@@ -245,12 +280,11 @@ fn cache_memory(options: &LlmOptions, blueprint: &Blueprint) -> usize {
 
 /// How many sequences may run at once: as many as asked for, or fewer if their recurrent states would take more than
 /// half of the memory for caches.
-fn fit_states(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> Result<usize, LoadError> {
+fn fit_states(options: &LlmOptions, spec: &ExecSpec, memory: usize) -> Result<usize, LoadError> {
     let (each, wanted) = (spec.state_bytes_per_seq, options.max_num_seqs);
     if each == 0 {
         return Ok(wanted);
     }
-    let memory = cache_memory(options, blueprint);
     let fits = memory / 2 / each;
     if fits == 0 {
         return Err(LoadError::Setting(format!(
@@ -269,7 +303,12 @@ fn fit_states(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
 }
 
 /// The context length, and the number of KV blocks.
-fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> Result<(usize, usize), LoadError> {
+fn size_cache(
+    options: &LlmOptions,
+    spec: &ExecSpec,
+    blueprint: &Blueprint,
+    quantised: &QuantSummary,
+) -> Result<(usize, usize), LoadError> {
     let made_for = usize::try_from(blueprint.model.context_length).unwrap_or(usize::MAX);
     let mut max_model_len = options.max_model_len.unwrap_or(made_for);
     if max_model_len > made_for {
@@ -281,7 +320,7 @@ fn size_cache(options: &LlmOptions, spec: &ExecSpec, blueprint: &Blueprint) -> R
     // What every sequence at its longest would take, plus one each for the block that is being filled.
     let useful = options.max_num_seqs.saturating_mul(max_model_len.div_ceil(BLOCK_SIZE) + 1);
     let states = spec.state_bytes_per_seq.saturating_mul(options.max_num_seqs);
-    let blocks = cache_memory(options, blueprint).saturating_sub(states) / per_block;
+    let blocks = cache_memory(options, blueprint, quantised).saturating_sub(states) / per_block;
     // More are of use for prefixes only; and blocks that take no memory are without number.
     let shared = spec.prefix_cache == PrefixCaching::Shared && spec.kv_bytes_per_block > 1;
     let blocks = if shared && options.kv_cache_memory.is_some() { blocks } else { blocks.min(useful) };

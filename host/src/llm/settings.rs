@@ -3,7 +3,7 @@
 use plugin_api::SpecError;
 
 use crate::engine::EngineError;
-use crate::exec::{Dtype, ExecError};
+use crate::exec::{Dtype, ExecError, Quantization};
 use crate::hub::{HubError, HubOptions};
 use crate::registry::{ModelImpl, PluginError, RegistryError, RegistryOptions, SelectError};
 use crate::text::TextError;
@@ -57,6 +57,8 @@ pub struct LlmOptions {
     pub trust_remote_code: bool,
     /// Arithmetic of matrix products.
     pub dtype: DtypeChoice,
+    /// Hold the matrices of linear layers as small integers; `None`: only where the checkpoint does.
+    pub quantization: Option<Quantization>,
     /// Element type of the KV cache; `Auto`: f32 with `Float32`, else bf16.
     pub kv_cache_dtype: DtypeChoice,
     /// What runs the graph.
@@ -125,6 +127,7 @@ impl Default for LlmOptions {
             model_impl: ModelImpl::Auto,
             trust_remote_code: false,
             dtype: DtypeChoice::Auto,
+            quantization: None,
             kv_cache_dtype: DtypeChoice::Auto,
             executor: ExecutorKind::Auto,
             threads: None,

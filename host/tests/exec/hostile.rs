@@ -27,7 +27,7 @@ fn serve(graph: &Graph) -> Result<Vec<f32>, String> {
     spec::verify_graph("decode", graph).map_err(|e| text(&e))?;
     let graph = optimise(graph).map_err(|e| text(&e))?;
     let weights = checkpoint(&graph, 1, Stored::F32);
-    plan(&graph, &weights, Dtype::Float32).map_err(|e| text(&e))?;
+    plan(&graph, &weights, Dtype::Float32, None).map_err(|e| text(&e))?;
     let mut executor =
         CpuExecutor::new(&graph, &weights, &options(Dtype::Float32, Dtype::Float32)).map_err(|e| text(&e))?;
     executor.allocate_cache(4).map_err(|e| text(&e))?;

@@ -296,7 +296,7 @@ fn check(what: &str, graph: &Graph, wanted: Option<&str>) -> Vec<String> {
             continue;
         }
         if let Some(wanted) = wanted.filter(|_| i == 0) {
-            let (_, plan) = plan(graph, &weights, dtype).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let (_, plan) = plan(graph, &weights, dtype, None).unwrap_or_else(|e| panic!("{what}: {e}"));
             if !plan.to_string().contains(wanted) {
                 missing.push(format!("{what}: the plan has no `{wanted}`:\n{plan}"));
             }
@@ -441,7 +441,7 @@ fn graphs_that_cannot_be_batched_are_refused() {
     ];
     for (i, (op, make)) in cases.iter().enumerate() {
         for g in [graph(make), optimise(&graph(make)).unwrap()] {
-            match plan(&g, &checkpoint(&g, 1, Stored::F32), Dtype::Float32) {
+            match plan(&g, &checkpoint(&g, 1, Stored::F32), Dtype::Float32, None) {
                 // Composites without a kernel are refused in their definition.
                 Err(LowerError::NotBatchable { op: got, .. }) => {
                     assert!(got == *op || (*op == "linear" && got == "permute"), "case {i}: `{got}`, not `{op}`")

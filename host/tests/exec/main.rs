@@ -3,8 +3,10 @@
 
 mod hostile;
 mod kernels;
+mod packed;
 mod passes;
 mod plans;
+mod quantised;
 mod random;
 mod support;
 mod traced;

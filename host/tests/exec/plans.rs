@@ -137,7 +137,7 @@ fn plans_are_as_written_down() {
         let g = optimise(&graph(make)).unwrap();
         spec::verify_graph("case", &g).unwrap();
         let weights = checkpoint(&g, 1, Stored::F32);
-        let (_, plan) = plan(&g, &weights, Dtype::Float32).unwrap();
+        let (_, plan) = plan(&g, &weights, Dtype::Float32, None).unwrap();
         out += &format!("\n=== {what}\n{plan}");
         // And it computes what it should.
         let mut r = Random(3);
@@ -163,7 +163,7 @@ fn plans_are_as_written_down() {
 fn calls_write_no_buffer_that_they_read() {
     for seed in 0..200 {
         let g = optimise(&super::random::graph(seed, false)).unwrap();
-        let (_, plan) = plan(&g, &checkpoint(&g, seed, Stored::F32), Dtype::Float32).unwrap();
+        let (_, plan) = plan(&g, &checkpoint(&g, seed, Stored::F32), Dtype::Float32, None).unwrap();
         let pinned = plan.inputs;
         let pinned: Vec<usize> = [pinned.token_ids, pinned.positions, pinned.context_length]
             .into_iter()
@@ -200,6 +200,6 @@ fn a_graph_needs_logits_that_depend_on_the_step() {
     b.output("logits", w);
     let g = b.finish().unwrap();
     let weights = checkpoint(&g, 1, Stored::F32);
-    assert!(matches!(plan(&g, &weights, Dtype::Float32), Err(LowerError::NoLogits)));
+    assert!(matches!(plan(&g, &weights, Dtype::Float32, None), Err(LowerError::NoLogits)));
     assert!(CpuExecutor::new(&g, &weights, &options(Dtype::Float32, Dtype::Float32)).is_err());
 }

@@ -572,7 +572,7 @@ fn the_cpu_executor_computes_random_graphs_as_the_reference_does() {
         let mut r = Random(seed);
         let seqs: Vec<Vec<u32>> = [5, 1, 18].iter().map(|&n| r.tokens(n, VOCABULARY)).collect();
         let graph = if seed % 5 == 0 { raw } else { optimise(&raw).unwrap() };
-        match plan(&graph, &weights, Dtype::Float32) {
+        match plan(&graph, &weights, Dtype::Float32, None) {
             Ok(_) => {}
             Err(LowerError::NotBatchable { .. }) => {
                 refused += 1;

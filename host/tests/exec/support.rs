@@ -89,7 +89,7 @@ pub(super) fn checkpoint(graph: &Graph, seed: u64, stored: Stored) -> Weights {
     weights_of(header, &data)
 }
 
-fn weights_of(header: serde_json::Map<String, serde_json::Value>, data: &[u8]) -> Weights {
+pub(super) fn weights_of(header: serde_json::Map<String, serde_json::Value>, data: &[u8]) -> Weights {
     let mut text = serde_json::to_string(&header).unwrap();
     while !(text.len()).is_multiple_of(8) {
         text.push(' ');
@@ -118,7 +118,7 @@ pub(super) fn by_reference(graph: &Graph, weights: &Weights, tokens: &[u32]) -> 
 }
 
 pub(super) fn options(dtype: Dtype, kv_cache_dtype: Dtype) -> CpuOptions {
-    CpuOptions { threads: Some(2), dtype, kv_cache_dtype, max_tokens: 64, max_seqs: 8 }
+    CpuOptions { threads: Some(2), dtype, quantization: None, kv_cache_dtype, max_tokens: 64, max_seqs: 8 }
 }
 
 /// How sequences are cut into steps.

@@ -243,7 +243,7 @@ fn planned(graph: &Graph) -> String {
     spec::verify_graph("case", graph).unwrap();
     let g = optimise(graph).unwrap();
     let weights = checkpoint(graph, 1, Stored::F32);
-    match plan(&g, &weights, Dtype::Float32) {
+    match plan(&g, &weights, Dtype::Float32, None) {
         Ok((_, plan)) => format!("{:?}\n{plan}", plan.buffers),
         Err(e) => panic!("{e}\n{}", g.to_text()),
     }

@@ -1,7 +1,7 @@
 //! CPU kernels: linear layers, paged attention, norms, rotary embedding, activations.
 //!
 //! What it does: computes on f32 row-major activations (with a row stride) and on weights as stored in the checkpoint
-//! (f32, bf16, f16), using the best instruction set found at run time and one persistent thread pool. Every entry checks
+//! (f32, bf16, f16) or quantised at load (int8, int4), using the best instruction set found at run time and one persistent thread pool. Every entry checks
 //! shapes, strides and dtypes, and returns a [`KernelError`] that names the argument.
 //!
 //! What it never does: allocate, log or decide policy in a call; and it never lets the value of one output depend on
@@ -27,7 +27,10 @@ pub use attention::{
 pub use context::{Cpu, CpuOptions};
 pub use error::KernelError;
 pub use features::{Isa, cpu_features, default_threads};
-pub use gemm::{Compute, Epilogue, Groups, Scratch, Segment, grouped_linear, linear};
+pub use gemm::{
+    CodeRow, Compute, Epilogue, Groups, QuantCodes, QuantFormat, Quantised, QuantisedRef, Scratch, Segment,
+    grouped_linear, linear,
+};
 pub use operands::{Rows, RowsMut, WeightDtype, WeightRef};
 pub use ops::{
     Binary, LayerNorm, RmsNorm, Rope, RopeStyle, ZipOperand, ZipRuns, activate, activate_to, add, add_assign,

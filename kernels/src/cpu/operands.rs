@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::KernelError;
 use super::error::check_eq;
+use super::gemm::QuantisedRef;
 
 /// A read-only matrix of f32: `rows` rows of `cols` elements, `stride` elements apart.
 #[derive(Debug, Clone, Copy)]
@@ -151,15 +152,22 @@ pub enum WeightDtype {
     Bf16,
     /// IEEE half.
     F16,
+    /// Quantised to bytes; X is rounded in the same groups along k.
+    Int8 {
+        /// Elements of a group.
+        group: usize,
+    },
+    /// Quantised to nibbles.
+    Int4 {
+        /// Elements of a group.
+        group: usize,
+    },
 }
 
 impl WeightDtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
-            WeightDtype::F32 => 4,
-            WeightDtype::Bf16 | WeightDtype::F16 => 2,
-        }
+    /// Whether elements share scales.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, WeightDtype::Int8 { .. } | WeightDtype::Int4 { .. })
     }
 
     /// For messages.
@@ -168,6 +176,8 @@ impl WeightDtype {
             WeightDtype::F32 => "f32",
             WeightDtype::Bf16 => "bf16",
             WeightDtype::F16 => "f16",
+            WeightDtype::Int8 { .. } => "int8",
+            WeightDtype::Int4 { .. } => "int4",
         }
     }
 }
@@ -181,26 +191,37 @@ pub enum WeightRef<'a> {
     Bf16(&'a [bf16]),
     /// IEEE half.
     F16(&'a [f16]),
+    /// Small integers with scales.
+    Quantised(QuantisedRef<'a>),
 }
 
 impl<'a> WeightRef<'a> {
     /// Views the bytes of a tensor (little-endian, as in safetensors; a memory map, say) as elements, without a copy.
     pub fn from_bytes(dtype: WeightDtype, bytes: &'a [u8]) -> Result<Self, KernelError> {
-        if !bytes.len().is_multiple_of(dtype.size()) {
-            let expected = bytes.len() / dtype.size() * dtype.size();
+        let size = match dtype {
+            WeightDtype::F32 => 4,
+            WeightDtype::Bf16 | WeightDtype::F16 => 2,
+            WeightDtype::Int8 { .. } | WeightDtype::Int4 { .. } => {
+                let why = "quantised weights are made with Quantised";
+                return Err(KernelError::Dtype { argument: "dtype", got: dtype.name(), why });
+            }
+        };
+        if !bytes.len().is_multiple_of(size) {
+            let expected = bytes.len() / size * size;
             return Err(KernelError::Shape { argument: "bytes", what: "length", expected, got: bytes.len() });
         }
         if cfg!(target_endian = "big") {
             let why = "weights are little-endian, this processor is not";
             return Err(KernelError::Dtype { argument: "bytes", got: dtype.name(), why });
         }
-        let misaligned = KernelError::Misaligned { argument: "bytes", align: dtype.size() };
+        let misaligned = KernelError::Misaligned { argument: "bytes", align: size };
         // SAFETY: each type is plain old data, of which every bit pattern is a value.
         unsafe {
             match dtype {
                 WeightDtype::F32 => whole(bytes.align_to::<f32>()).map(WeightRef::F32),
                 WeightDtype::Bf16 => whole(bytes.align_to::<bf16>()).map(WeightRef::Bf16),
-                WeightDtype::F16 => whole(bytes.align_to::<f16>()).map(WeightRef::F16),
+                // F16: what is quantised was refused above.
+                _ => whole(bytes.align_to::<f16>()).map(WeightRef::F16),
             }
         }
         .ok_or(misaligned)
@@ -214,6 +235,7 @@ impl<'a> WeightRef<'a> {
             WeightRef::F32(w) => WeightRef::F32(&w[from..end]),
             WeightRef::Bf16(w) => WeightRef::Bf16(&w[from..end]),
             WeightRef::F16(w) => WeightRef::F16(&w[from..end]),
+            WeightRef::Quantised(w) => WeightRef::Quantised(w.elements(from, len)?),
         })
     }
 
@@ -223,6 +245,7 @@ impl<'a> WeightRef<'a> {
             WeightRef::F32(w) => w.len(),
             WeightRef::Bf16(w) => w.len(),
             WeightRef::F16(w) => w.len(),
+            WeightRef::Quantised(w) => w.n() * w.k(),
         }
     }
 
@@ -237,6 +260,7 @@ impl<'a> WeightRef<'a> {
             WeightRef::F32(_) => WeightDtype::F32,
             WeightRef::Bf16(_) => WeightDtype::Bf16,
             WeightRef::F16(_) => WeightDtype::F16,
+            WeightRef::Quantised(w) => w.dtype(),
         }
     }
 }

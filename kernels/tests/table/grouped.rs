@@ -49,7 +49,7 @@ impl Operands {
         let ids =
             (0..all).map(|_| (r.next() % spec.experts as u64).min(r.next() % spec.experts as u64) as i64).collect();
         let weights =
-            (0..spec.experts).map(|_| spec.n.iter().map(|n| spec.kind.weight(&mut r, n * spec.k)).collect()).collect();
+            (0..spec.experts).map(|_| spec.n.iter().map(|n| spec.kind.weight(&mut r, *n, spec.k)).collect()).collect();
         let biases = (0..spec.experts).map(|_| spec.n.iter().map(|&n| r.vec(n)).collect()).collect();
         let scratch = Scratch::with_capacity(all, spec.k);
         let groups = Groups::with_capacity(all, spec.experts);
@@ -116,13 +116,11 @@ impl Operands {
         let all = self.x_rows(0..self.spec.tokens);
         for (choice, &e) in self.ids.iter().enumerate() {
             let row = if self.spec.per_choice { choice } else { choice / self.spec.choices };
-            let x = &all.data[row * self.spec.k..][..self.spec.k];
+            let x = self.spec.kind.rounded(&all.data[row * self.spec.k..][..self.spec.k]);
             for (s, &n) in self.spec.n.iter().enumerate() {
                 for column in 0..n {
                     let mut y = Expected { value: 0.0, scale: 1e-6 };
                     for (i, &x) in x.iter().enumerate() {
-                        let dot = self.spec.kind == Kind::Bf16Dot;
-                        let x = if dot { half::bf16::from_f32(x).to_f64() } else { x.into() };
                         let product = x * self.weights[e as usize][s].at(column * self.spec.k + i);
                         y.value += product;
                         y.scale += product.abs();
@@ -152,7 +150,7 @@ fn case(spec: Experts) -> Case {
             .replace(' ', ""),
         tolerance: 1e-6,
         flops: 2.0 * (tokens * choices * k * width) as f64,
-        bytes: (used.len() * width * k * kind.element() + 4 * tokens * choices * (k + width)) as f64,
+        bytes: (used.len() * width * k) as f64 * kind.element() + (4 * tokens * choices * (k + width)) as f64,
         outputs: operands.outputs(),
         run: Box::new(move |cpu, out| operands.run(cpu, 0..tokens, out)),
         reference: Box::new(move || shared.reference()),

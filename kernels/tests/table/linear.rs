@@ -1,7 +1,10 @@
 //! Linear layers: dtypes, shapes around every tile edge, epilogues.
 
 use half::{bf16, f16};
-use kernels::cpu::{Activation, Compute, Cpu, Epilogue, Rows, RowsMut, Scratch, Segment, WeightRef, linear};
+use kernels::cpu::{
+    Activation, CodeRow, Compute, Cpu, Epilogue, QuantFormat, Quantised, Rows, RowsMut, Scratch, Segment, WeightRef,
+    linear,
+};
 
 use super::ops::activation;
 use super::{Case, Expected, Random};
@@ -11,6 +14,8 @@ pub enum Weight {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    /// With the values that its codes and scales mean, once they are asked for.
+    Quantised(Quantised, std::cell::OnceCell<Vec<f64>>),
 }
 
 impl Weight {
@@ -19,6 +24,7 @@ impl Weight {
             Weight::F32(w) => WeightRef::F32(w),
             Weight::Bf16(w) => WeightRef::Bf16(w),
             Weight::F16(w) => WeightRef::F16(w),
+            Weight::Quantised(w, _) => WeightRef::Quantised(w.view()),
         }
     }
 
@@ -27,7 +33,16 @@ impl Weight {
             Weight::F32(w) => w[i].into(),
             Weight::Bf16(w) => w[i].into(),
             Weight::F16(w) => w[i].into(),
+            Weight::Quantised(w, values) => {
+                values.get_or_init(|| (0..w.view().n()).flat_map(|row| w.view().row(row)).collect())[i]
+            }
         }
+    }
+}
+
+impl Weight {
+    fn new(w: Quantised) -> Self {
+        Weight::Quantised(w, std::cell::OnceCell::new())
     }
 }
 
@@ -38,25 +53,103 @@ pub enum Kind {
     Bf16,
     /// bf16 weights, bf16 products.
     Bf16Dot,
+    /// int8 with a scale a row.
+    Int8,
+    /// int8 with scales of groups.
+    Int8Groups(usize),
+    Int4(usize),
+    /// int4 with zeros of groups.
+    Int4Zeros(usize),
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::F32, Kind::F16, Kind::Bf16, Kind::Bf16Dot];
+    pub const ALL: [Kind; 10] = [
+        Kind::F32,
+        Kind::F16,
+        Kind::Bf16,
+        Kind::Bf16Dot,
+        Kind::Int8,
+        Kind::Int8Groups(32),
+        Kind::Int8Groups(64),
+        Kind::Int4(32),
+        Kind::Int4(128),
+        Kind::Int4Zeros(64),
+    ];
 
     pub fn compute(self) -> Compute {
-        if self == Kind::Bf16Dot { Compute::Bf16 } else { Compute::F32 }
-    }
-
-    pub fn weight(self, random: &mut Random, n: usize) -> Weight {
         match self {
-            Kind::F32 => Weight::F32(random.vec(n)),
-            Kind::F16 => Weight::F16((0..n).map(|_| f16::from_f32(random.unit())).collect()),
-            Kind::Bf16 | Kind::Bf16Dot => Weight::Bf16((0..n).map(|_| bf16::from_f32(random.unit())).collect()),
+            _ if self.format().is_some() => Compute::Int8,
+            Kind::Bf16Dot => Compute::Bf16,
+            _ => Compute::F32,
         }
     }
 
-    pub fn element(self) -> usize {
-        if self == Kind::F32 { 4 } else { 2 }
+    pub fn format(self) -> Option<QuantFormat> {
+        match self {
+            Kind::Int8 => Some(QuantFormat::INT8),
+            Kind::Int8Groups(group) => Some(QuantFormat::int8(group)),
+            Kind::Int4(group) => Some(QuantFormat::int4(group, false)),
+            Kind::Int4Zeros(group) => Some(QuantFormat::int4(group, true)),
+            _ => None,
+        }
+    }
+
+    /// X as the kernel rounds it.
+    pub fn rounded(self, x: &[f32]) -> Vec<f64> {
+        let group = match self {
+            Kind::Bf16Dot => return x.iter().map(|&x| bf16::from_f32(x).to_f64()).collect(),
+            Kind::Int8 => 128,
+            Kind::Int8Groups(group) | Kind::Int4(group) | Kind::Int4Zeros(group) => group,
+            _ => return x.iter().map(|&x| x.into()).collect(),
+        };
+        let round = |group: &[f32]| -> Vec<f64> {
+            let largest = group.iter().fold(0.0f32, |max, x| x.abs().max(max));
+            let inverse = 127.0 / largest;
+            group.iter().map(|x| f64::from((x * inverse).round_ties_even()) * f64::from(largest / 127.0)).collect()
+        };
+        x.chunks(group).flat_map(round).collect()
+    }
+
+    pub fn weight(self, random: &mut Random, n: usize, k: usize) -> Weight {
+        let one = Cpu::new(1).unwrap();
+        if let (Kind::Int4Zeros(_), Some(format)) = (self, self.format()) {
+            let numbers: Vec<u64> = (0..n * (k + k.div_ceil(32) * 2)).map(|_| random.next() >> 8).collect();
+            let fill = |first: usize, rows: &mut [CodeRow<'_>]| {
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let mut own = numbers[(first + i) * (k + k.div_ceil(32) * 2)..].iter();
+                    row.codes.iter_mut().for_each(|c| *c = (own.next().unwrap() % 16) as i8);
+                    row.scales.iter_mut().for_each(|s| *s = (own.next().unwrap() % 1000 + 1) as f32 / 8192.0);
+                    row.zeros.iter_mut().for_each(|z| *z = (own.next().unwrap() % 17) as f32);
+                }
+            };
+            return Weight::new(Quantised::from_codes(&one, n, k, format, &fill).unwrap());
+        }
+        let (rows, n) = (n, n * k);
+        match self {
+            _ if let Some(format) = self.format() => {
+                // Scales that differ from group to group and row to row.
+                let values: Vec<f32> =
+                    (0..n).map(|i| random.unit() * (1 + i / 32 % 5) as f32 * (1 + i / k % 7) as f32).collect();
+                let fill = |first: usize, out: &mut [f32]| out.copy_from_slice(&values[first * k..][..out.len()]);
+                Weight::new(Quantised::from_rows(&one, rows, k, format, &fill).unwrap())
+            }
+            Kind::F32 => Weight::F32(random.vec(n)),
+            Kind::F16 => Weight::F16((0..n).map(|_| f16::from_f32(random.unit())).collect()),
+            Kind::Bf16 | Kind::Bf16Dot => Weight::Bf16((0..n).map(|_| bf16::from_f32(random.unit())).collect()),
+            _ => unreachable!("the others are quantised"),
+        }
+    }
+
+    /// Bytes of a weight.
+    pub fn element(self) -> f64 {
+        match self {
+            Kind::F32 => 4.0,
+            Kind::Int8 => 1.0,
+            Kind::Int8Groups(group) => 1.0 + 2.0 / group as f64,
+            Kind::Int4(group) => 0.5 + 2.0 / group as f64,
+            Kind::Int4Zeros(group) => 0.5 + 4.0 / group as f64,
+            _ => 2.0,
+        }
     }
 }
 
@@ -107,7 +200,7 @@ impl Operands {
         let mut random = Random(1);
         let x = random.vec(spec.m * (spec.k + spec.padding));
         let weights = (0..spec.copies)
-            .map(|_| spec.n.iter().map(|n| spec.kind.weight(&mut random, n * spec.k)).collect())
+            .map(|_| spec.n.iter().map(|n| spec.kind.weight(&mut random, *n, spec.k)).collect())
             .collect();
         let biases = spec.n.iter().map(|&n| random.vec(n)).collect();
         let scratch = Scratch::with_capacity(spec.m, spec.k);
@@ -161,13 +254,12 @@ impl Operands {
         let spec = &self.spec;
         let mut out = vec![Expected { value: 7.0, scale: 0.0 }; self.outputs()];
         for row in 0..spec.m {
-            let x = &self.x[row * (spec.k + spec.padding)..][..spec.k];
+            let x = spec.kind.rounded(&self.x[row * (spec.k + spec.padding)..][..spec.k]);
             let mut offset = row * self.stride();
             for (s, &n) in spec.n.iter().enumerate() {
                 for column in 0..n {
                     let mut y = Expected { value: 0.0, scale: 1e-6 };
                     for (i, &x) in x.iter().enumerate() {
-                        let x = if spec.kind == Kind::Bf16Dot { bf16::from_f32(x).to_f64() } else { x.into() };
                         let product = x * self.weights[0][s].at(column * spec.k + i);
                         y.value += product;
                         y.scale += product.abs();
@@ -205,7 +297,7 @@ fn case(spec: Spec) -> Case {
         name: format!("linear/{kind:?}/m{m}/k{k}/n{n:?}/{bias}/{activation:?}/{end:?}").replace(' ', ""),
         tolerance: 1e-6,
         flops: 2.0 * (m * k * n_all) as f64,
-        bytes: (n_all * k * kind.element() + 4 * m * (k + n_all)) as f64,
+        bytes: (n_all * k) as f64 * kind.element() + (4 * m * (k + n_all)) as f64,
         outputs: operands.outputs(),
         run: Box::new(move |cpu, out| operands.run(cpu, 0..m, out)),
         reference: Box::new(move || shared.reference()),

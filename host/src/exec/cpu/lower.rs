@@ -159,7 +159,9 @@ impl Lowering<'_> {
             Op::Input { .. } | Op::ContextLength { .. } => self.input(i),
             _ if is_view(self.graph, node) => self.view(node),
             Op::Embedding => {
-                let (ids, table) = (self.dense(node.inputs[0]), self.statics(node.inputs[1], StaticForm::Matrix));
+                let quantised = (self.dtype_of)(self.graph, node.inputs[1]).is_quantised();
+                let form = if quantised { StaticForm::Table } else { StaticForm::Matrix };
+                let (ids, table) = (self.dense(node.inputs[0]), self.statics(node.inputs[1], form));
                 self.call(i, |out| Call::Embed { table, ids, out })
             }
             Op::Linear if node.ty.shape.rank() == 2 => return self.linear_group(node.inputs[0]),

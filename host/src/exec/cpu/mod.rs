@@ -16,6 +16,7 @@ mod facts;
 mod lower;
 mod memory;
 mod plan;
+mod precision;
 mod rows;
 mod slots;
 mod stateful;
@@ -32,14 +33,16 @@ use kernels::cpu::{
 use plugin_api::{Graph, Value};
 
 use self::arena::{Arena, Data};
+use self::precision::Precision;
 use self::slots::Slots;
 use self::statics::StaticData;
 use self::zeroed::Zeroed;
-use super::{Dtype, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step};
+use super::{Dtype, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Quantization, Step};
 use crate::hub::Weights;
 
 pub use lower::{LowerError, lower};
 pub use plan::*;
+pub use precision::QuantSummary;
 pub use statics::read_f32;
 
 /// Settings of the executor.
@@ -49,6 +52,8 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Arithmetic of matrix products.
     pub dtype: Dtype,
+    /// Quantise the matrices of linear layers; `None`: those that are stored so only.
+    pub quantization: Option<Quantization>,
     /// Element type of the KV cache; `Float32` or `Bfloat16`.
     pub kv_cache_dtype: Dtype,
     /// The most tokens of a step.
@@ -92,14 +97,32 @@ enum CacheData {
 }
 
 /// The plan of a graph for these weights and this arithmetic, with the graph that its statics refer to.
-pub fn plan(graph: &Graph, weights: &Weights, dtype: Dtype) -> Result<(Graph, Plan), LowerError> {
-    lower(graph, &|graph: &Graph, value: Value| statics::held_as(graph, value, weights, dtype))
+pub fn plan(
+    graph: &Graph,
+    weights: &Weights,
+    dtype: Dtype,
+    quantization: Option<Quantization>,
+) -> Result<(Graph, Plan), LowerError> {
+    let precision = Precision::new(weights, dtype, quantization);
+    lower(graph, &|graph: &Graph, value: Value| precision.matrix(graph, value).dtype())
+}
+
+/// What is quantised in a plan that [`plan`] returned.
+pub fn quantised(
+    graph: &Graph,
+    plan: &Plan,
+    weights: &Weights,
+    dtype: Dtype,
+    quantization: Option<Quantization>,
+) -> QuantSummary {
+    Precision::new(weights, dtype, quantization).summary(graph, plan)
 }
 
 impl CpuExecutor {
     /// Plans the (verified, optimised) graph and prepares its weights.
     pub fn new(graph: &Graph, weights: &Weights, options: &CpuOptions) -> Result<CpuExecutor, ExecError> {
-        let (graph, plan) = plan(graph, weights, options.dtype).map_err(|e| ExecError::Failed(e.to_string()))?;
+        let (graph, plan) =
+            plan(graph, weights, options.dtype, options.quantization).map_err(|e| ExecError::Failed(e.to_string()))?;
         CpuExecutor::of_plan(&graph, plan, weights, options)
     }
 
@@ -115,10 +138,11 @@ impl CpuExecutor {
         // First what is refused if it is too large.
         let max_rows = options.max_seqs + MAX_PROMPT_ROWS;
         let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
-        let statics = statics::load(graph, &plan.statics, weights, options.dtype)?;
+        let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;
+        let precision = Precision::new(weights, options.dtype, options.quantization);
+        let statics = statics::load(graph, &plan.statics, &precision, &cpu)?;
         let copied: usize = statics.iter().map(StaticData::bytes).sum();
         tracing::debug!(calls = plan.calls.len(), buffers = plan.buffers.len(), copied_bytes = copied, "planned");
-        let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;
         let mut maps = elementwise::Maps::default();
         let prepared = plan.calls.iter().map(|c| prepare(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
         let spec = ExecSpec {
@@ -303,7 +327,7 @@ impl CpuExecutor {
                 Epilogue::Accumulate => cpu::Epilogue::Accumulate,
                 Epilogue::Add(y) => cpu::Epilogue::Add(arena.f32(y)?),
             };
-            let compute = products(dtype);
+            let compute = products(dtype, segments.first());
             Ok(cpu::linear(cpu, scratch, arena.f32(x)?, &segments, compute, epilogue, rows)?)
         })
     }
@@ -422,8 +446,9 @@ impl CacheData {
 
 /// How matrix products are formed. Where the processor's bf16 products are no faster than f32's, these are taken: they
 /// are more exact.
-fn products(dtype: Dtype) -> Compute {
+fn products(dtype: Dtype, segment: Option<&cpu::Segment<'_>>) -> Compute {
     match dtype {
+        _ if segment.is_some_and(|s| s.weight.dtype().is_quantised()) => Compute::Int8,
         Dtype::Bfloat16 => Compute::best_for(WeightDtype::Bf16),
         Dtype::Float32 | Dtype::Float16 => Compute::F32,
     }

@@ -111,8 +111,10 @@ pub struct Static {
 /// How a kernel reads a static value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StaticForm {
-    /// A weight matrix in its storage type.
+    /// A weight matrix of linear layers, in its storage type or quantised.
     Matrix,
+    /// A table of embeddings whose linear layers, if it has any, hold it quantised.
+    Table,
     /// Plain values: f32, i64 or bool.
     Values,
 }

@@ -65,7 +65,7 @@ impl CpuExecutor {
         let Call::LinearParts { x, parts, segment, out } = call else {
             return Err(ExecError::Failed("not a linear by parts".into()));
         };
-        let (cpu, statics, scratch, compute) = (&self.cpu, &self.statics, &mut self.scratch, products(self.compute));
+        let (cpu, statics, scratch) = (&self.cpu, &self.statics, &mut self.scratch);
         let segment_of = Segment {
             weight: statics[segment.weight].matrix()?,
             bias: segment.bias.map(|b| statics[b].values()).transpose()?,
@@ -73,6 +73,7 @@ impl CpuExecutor {
             out_offset: 0,
             activation: None,
         };
+        let compute = products(self.compute, Some(&segment_of));
         self.arena.with_out(out, |arena, data| {
             let (Data::F32(to), Data::F32(from)) = (data, arena.data(x)) else {
                 return Err(ExecError::Failed("a linear by parts reads or writes another type".into()));
@@ -89,7 +90,7 @@ impl CpuExecutor {
             return Err(ExecError::Failed("not a grouped linear".into()));
         };
         let (cpu, statics, scratch, groups) = (&self.cpu, &self.statics, &mut self.scratch, &mut self.groups);
-        let (compute, choices) = (products(self.compute), ids.cols);
+        let choices = ids.cols;
         let n: usize = experts.widths.iter().sum();
         groups.sort(self.arena.i64_all(ids)?, experts.count)?;
         let each = experts.widths.len();
@@ -109,6 +110,7 @@ impl CpuExecutor {
                 out_offset += width;
             }
         }
+        let compute = products(self.compute, segments.first());
         self.arena.with_out(out, |arena, data| {
             let (Data::F32(to), Data::F32(from)) = (data, arena.data(x)) else {
                 return Err(ExecError::Failed("a grouped linear reads or writes another type".into()));

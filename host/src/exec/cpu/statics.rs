@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 
 use half::{bf16, f16};
-use kernels::cpu::{WeightDtype, WeightRef};
+use kernels::cpu::{CodeRow, Cpu, QuantFormat, Quantised, WeightDtype, WeightRef};
 use plugin_api::{ConstData, DType, Graph, Op, Value};
 
 use super::plan::{Elem, Static, StaticForm};
+use super::precision::{Held, Precision, float_type, sizes};
+use crate::exec::ExecError;
 use crate::exec::reference::{self, Tensor};
-use crate::exec::{Dtype, ExecError};
-use crate::hub::{Dtype as Stored, Weights};
+use crate::hub::{Dtype as Stored, PackedFormat, PackedView, WeightView, Weights};
 
 /// The data of one static value.
 pub(super) enum StaticData {
@@ -23,6 +24,7 @@ pub(super) enum StaticData {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    Quantised(Quantised),
     I64(Vec<i64>),
     Bool(Vec<bool>),
 }
@@ -45,6 +47,7 @@ impl StaticData {
             StaticData::F32(v) => Ok(WeightRef::F32(v)),
             StaticData::Bf16(v) => Ok(WeightRef::Bf16(v)),
             StaticData::F16(v) => Ok(WeightRef::F16(v)),
+            StaticData::Quantised(v) => Ok(WeightRef::Quantised(v.view())),
             StaticData::I64(_) | StaticData::Bool(_) => Err(ExecError::Failed("a weight matrix must be floats".into())),
         }
     }
@@ -64,24 +67,10 @@ impl StaticData {
             StaticData::F32(v) => v.len() * 4,
             StaticData::Bf16(v) => v.len() * 2,
             StaticData::F16(v) => v.len() * 2,
+            StaticData::Quantised(v) => v.bytes(),
             StaticData::I64(v) => v.len() * 8,
             StaticData::Bool(v) => v.len(),
         }
-    }
-}
-
-/// The type in which a matrix is held. Weights stay as they are stored where the arithmetic permits it:
-/// f32 arithmetic reads any type exactly; bf16 and f16 arithmetic want their own.
-pub(super) fn held_as(graph: &Graph, value: Value, weights: &Weights, dtype: Dtype) -> WeightDtype {
-    let stored = match &graph.node(value).op {
-        Op::Weight { name, .. } => weights.get(name).and_then(|w| float_type(w.dtype)),
-        _ => None,
-    };
-    match (dtype, stored) {
-        (Dtype::Float32, Some(stored)) => stored,
-        (Dtype::Float32, None) => WeightDtype::F32,
-        (Dtype::Bfloat16, _) => WeightDtype::Bf16,
-        (Dtype::Float16, _) => WeightDtype::F16,
     }
 }
 
@@ -89,10 +78,12 @@ pub(super) fn held_as(graph: &Graph, value: Value, weights: &Weights, dtype: Dty
 pub(super) fn load(
     graph: &Graph,
     statics: &[Static],
-    weights: &Weights,
-    dtype: Dtype,
+    precision: &Precision<'_>,
+    cpu: &Cpu,
 ) -> Result<Vec<StaticData>, ExecError> {
-    let mut out: Vec<Option<StaticData>> = statics.iter().map(|s| mapped(graph, s, weights, dtype)).collect();
+    let weights = precision.weights;
+    let stored = |s: &Static| as_stored(graph, s, precision, cpu);
+    let mut out: Vec<Option<StaticData>> = statics.iter().map(stored).collect::<Result<_, _>>()?;
     // The others by the node that computes them: one node may be wanted in two forms.
     let mut wanted: HashMap<usize, Vec<usize>> = HashMap::new();
     for (id, s) in statics.iter().enumerate().filter(|(id, _)| out[*id].is_none()) {
@@ -103,7 +94,7 @@ pub(super) fn load(
         let ids = wanted.get(&i).map_or(&[][..], Vec::as_slice);
         let Some(value) = fold.compute(i, !ids.is_empty())? else { continue };
         for &id in ids {
-            out[id] = Some(converted(graph, &statics[id], &value, weights, dtype)?);
+            out[id] = Some(converted(graph, &statics[id], &value, precision, cpu)?);
             fold.live += value.data.len(); // for good
         }
         fold.keep(i, value);
@@ -111,31 +102,109 @@ pub(super) fn load(
     out.into_iter().collect::<Option<_>>().ok_or_else(|| ExecError::Failed("a static value was not computed".into()))
 }
 
-/// A matrix that is used as it is stored.
-fn mapped(graph: &Graph, s: &Static, weights: &Weights, dtype: Dtype) -> Option<StaticData> {
-    let (StaticForm::Matrix, Op::Weight { name, .. }) = (s.form, &graph.node(s.value).op) else { return None };
-    let held = held_as(graph, s.value, weights, dtype);
-    let index = weights.index_of(name).filter(|&i| float_type(weights.at(i).dtype) == Some(held))?;
-    Some(StaticData::Mapped { weights: weights.clone(), index, dtype: held })
+/// A matrix that is used as it is stored, or quantised from what is stored, row by row.
+fn as_stored(graph: &Graph, s: &Static, precision: &Precision<'_>, cpu: &Cpu) -> Result<Option<StaticData>, ExecError> {
+    let weights = precision.weights;
+    let Op::Weight { name, .. } = &graph.node(s.value).op else { return Ok(None) };
+    if let (Some(packed), Some(Held::Quantised(format))) = (weights.packed(name), held(graph, s, precision)) {
+        let data = of_packed(&packed, format, cpu)?;
+        packed.release();
+        return Ok(Some(StaticData::Quantised(data)));
+    }
+    if weights.get(name).is_none() {
+        return Ok(None);
+    }
+    let Some(index) = weights.index_of(name) else { return Ok(None) };
+    let view = weights.at(index);
+    match held(graph, s, precision) {
+        Some(Held::Plain(dtype)) if float_type(view.dtype) == Some(dtype) => {
+            Ok(Some(StaticData::Mapped { weights: weights.clone(), index, dtype }))
+        }
+        Some(Held::Quantised(format)) if float_type(view.dtype).is_some() => {
+            let k = sizes(graph, s.value).map_or(1, |(_, k)| k);
+            let fill = |first: usize, to: &mut [f32]| widen(&view, first * k, to);
+            let data = quantised(graph, s, format, cpu, &fill)?;
+            // It is not needed in memory any more, unless as something else too.
+            weights.release(index);
+            Ok(Some(data))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A matrix that is stored quantised: its codes as they are, or its values in other codes.
+fn of_packed(packed: &PackedView<'_>, format: QuantFormat, cpu: &Cpu) -> Result<Quantised, ExecError> {
+    let [n, k] = packed.shape();
+    if matches!(packed.format(), PackedFormat::Scattered | PackedFormat::Floats) {
+        let fill = |first: usize, to: &mut [f32]| {
+            to.chunks_exact_mut(k.max(1)).enumerate().for_each(|(i, to)| packed.floats(first + i, to));
+        };
+        return Ok(Quantised::from_rows(cpu, n, k, format, &fill)?);
+    }
+    let fill = |first: usize, rows: &mut [CodeRow<'_>]| {
+        for (i, to) in rows.iter_mut().enumerate() {
+            packed.codes(first + i, to.codes, to.scales, to.zeros);
+        }
+    };
+    Ok(Quantised::from_codes(cpu, n, k, format, &fill)?)
+}
+
+/// The type that a static is held in if it is a matrix.
+fn held(graph: &Graph, s: &Static, precision: &Precision<'_>) -> Option<Held> {
+    match s.form {
+        StaticForm::Matrix => Some(precision.matrix(graph, s.value)),
+        StaticForm::Table => Some(Held::Plain(precision.plain(graph, s.value))),
+        StaticForm::Values => None,
+    }
 }
 
 fn converted(
     graph: &Graph,
     s: &Static,
     tensor: &Tensor,
-    weights: &Weights,
-    dtype: Dtype,
+    precision: &Precision<'_>,
+    cpu: &Cpu,
 ) -> Result<StaticData, ExecError> {
-    Ok(match (&tensor.data, s.form) {
-        (ConstData::I64(v), _) => StaticData::I64(v.clone()),
-        (ConstData::Bool(v), _) => StaticData::Bool(v.clone()),
-        (ConstData::F32(v), StaticForm::Values) => StaticData::F32(v.clone()),
-        (ConstData::F32(v), StaticForm::Matrix) => match held_as(graph, s.value, weights, dtype) {
-            WeightDtype::F32 => StaticData::F32(v.clone()),
-            WeightDtype::Bf16 => StaticData::Bf16(v.iter().map(|&x| bf16::from_f32(x)).collect()),
-            WeightDtype::F16 => StaticData::F16(to_f16(graph, s, v)?),
-        },
+    let v = match &tensor.data {
+        ConstData::I64(v) => return Ok(StaticData::I64(v.clone())),
+        ConstData::Bool(v) => return Ok(StaticData::Bool(v.clone())),
+        ConstData::F32(v) => v,
+    };
+    Ok(match held(graph, s, precision) {
+        None | Some(Held::Plain(WeightDtype::F32)) => StaticData::F32(v.clone()),
+        Some(Held::Plain(WeightDtype::F16)) => StaticData::F16(to_f16(graph, s, v)?),
+        Some(Held::Plain(_)) => StaticData::Bf16(v.iter().map(|&x| bf16::from_f32(x)).collect()),
+        Some(Held::Quantised(format)) => {
+            let k = sizes(graph, s.value).map_or(1, |(_, k)| k);
+            let fill = |first: usize, to: &mut [f32]| to.copy_from_slice(&v[first * k..][..to.len()]);
+            quantised(graph, s, format, cpu, &fill)?
+        }
     })
+}
+
+/// The rows that `fill` writes, from the given one on, quantised.
+fn quantised(
+    graph: &Graph,
+    s: &Static,
+    format: QuantFormat,
+    cpu: &Cpu,
+    fill: &(dyn Fn(usize, &mut [f32]) + Sync),
+) -> Result<StaticData, ExecError> {
+    let (n, k) = sizes(graph, s.value).unwrap_or_default();
+    Ok(StaticData::Quantised(Quantised::from_rows(cpu, n, k, format, fill)?))
+}
+
+/// Elements `from ..` of a tensor of floats.
+fn widen(view: &WeightView<'_>, from: usize, to: &mut [f32]) {
+    let bytes = &view.data[from * view.dtype.size()..][..to.len() * view.dtype.size()];
+    match view.dtype {
+        Stored::F32 => to.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, b)| *to = f32::from_le_bytes(*b)),
+        Stored::BF16 => {
+            to.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, b)| *to = bf16::from_le_bytes(*b).to_f32())
+        }
+        // The caller has floats of three types.
+        _ => to.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, b)| *to = f16::from_le_bytes(*b).to_f32()),
+    }
 }
 
 fn to_f16(graph: &Graph, s: &Static, values: &[f32]) -> Result<Vec<f16>, ExecError> {
@@ -275,6 +344,9 @@ impl<'a> Fold<'a> {
 
 /// A tensor of the checkpoint as f32.
 pub fn read_f32(weights: &Weights, name: &str) -> Result<Tensor, String> {
+    if let Some(packed) = weights.packed(name) {
+        return Ok(reference::read_packed(&packed));
+    }
     let view = weights.get(name).ok_or("is not in the checkpoint")?;
     let bytes = view.data;
     let data = match view.dtype {
@@ -292,14 +364,5 @@ fn read_i64(weights: &Weights, name: &str) -> Result<Tensor, String> {
     match reference::read_tensor(&view)? {
         tensor @ Tensor { data: ConstData::I64(_), .. } => Ok(tensor),
         _ => Err(format!("is stored as {:?}, the graph reads integers", view.dtype)),
-    }
-}
-
-fn float_type(stored: Stored) -> Option<WeightDtype> {
-    match stored {
-        Stored::F32 => Some(WeightDtype::F32),
-        Stored::BF16 => Some(WeightDtype::Bf16),
-        Stored::F16 => Some(WeightDtype::F16),
-        _ => None,
     }
 }

@@ -5,11 +5,22 @@ use half::{bf16, f16};
 use super::Tensor;
 use plugin_api::ConstData;
 
-use crate::hub::{Dtype, WeightView, Weights};
+use crate::hub::{Dtype, PackedView, WeightView, Weights, e4m3, e5m2};
 
 /// The tensors of `weights` as a [`super::WeightSource`].
 pub fn checkpoint(weights: &Weights) -> impl Fn(&str) -> Result<Tensor, String> + '_ {
-    |name| read_tensor(&weights.get(name).ok_or("the checkpoint has no tensor of that name")?)
+    |name| match weights.packed(name) {
+        Some(packed) => Ok(read_packed(&packed)),
+        None => read_tensor(&weights.get(name).ok_or("the checkpoint has no tensor of that name")?),
+    }
+}
+
+/// The values of a matrix that is stored quantised.
+pub fn read_packed(packed: &PackedView<'_>) -> Tensor {
+    let [n, k] = packed.shape();
+    let mut data = vec![0.0; n * k];
+    data.chunks_exact_mut(k.max(1)).enumerate().for_each(|(row, to)| packed.floats(row, to));
+    Tensor::f32([n, k], data)
 }
 
 /// A tensor as it is stored: integers and truth values exactly, floats as f32, where numbers that f32 cannot hold are
@@ -57,8 +68,7 @@ fn floats(view: &WeightView<'_>) -> Vec<f32> {
         Dtype::F16 => read(view.data, |bytes| f16::from_le_bytes(bytes).to_f32()),
         Dtype::BF16 => read(view.data, |bytes| bf16::from_le_bytes(bytes).to_f32()),
         Dtype::F8E4M3 => read(view.data, |[byte]: [u8; 1]| e4m3(byte)),
-        // The upper half of an IEEE half.
-        Dtype::F8E5M2 => read(view.data, |[byte]: [u8; 1]| f16::from_le_bytes([0, byte]).to_f32()),
+        Dtype::F8E5M2 => read(view.data, |[byte]: [u8; 1]| e5m2(byte)),
         Dtype::F8E8M0 => read(view.data, |[byte]: [u8; 1]| e8m0(byte)),
         // The others are integers.
         _ => vec![],
@@ -67,17 +77,6 @@ fn floats(view: &WeightView<'_>) -> Vec<f32> {
 
 fn read<const N: usize, E>(data: &[u8], number: impl Fn([u8; N]) -> E) -> Vec<E> {
     data.as_chunks().0.iter().map(|bytes| number(*bytes)).collect()
-}
-
-/// Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, all ones are NaN (arXiv:2209.05433).
-fn e4m3(byte: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    let size = match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
-        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if byte & 0x80 != 0 { -size } else { size }
 }
 
 /// A power of two, bias 127; all ones are NaN.

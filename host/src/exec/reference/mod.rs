@@ -20,7 +20,7 @@ mod tests;
 
 use plugin_api::{ConstData, Graph, Op, SpecError, Value};
 
-pub use checkpoint::{checkpoint, read_tensor};
+pub use checkpoint::{checkpoint, read_packed, read_tensor};
 pub use executor::{Limits, ReferenceExecutor};
 pub use prepare::{MAX_ELEMENTS, Prepared};
 

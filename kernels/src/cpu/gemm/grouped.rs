@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::pack::{Form, Packed};
 use super::tile::{Part, Target, UNIT};
-use super::{Compute, Epilogue, PACK_IN_PARALLEL, Scratch, Segment, check_segments, pack, run_part};
+use super::{Compute, Epilogue, PACK_IN_PARALLEL, Scratch, Segment, check_segments, isa_for, pack, run_part};
 use crate::cpu::error::check_eq;
 use crate::cpu::{Cpu, Isa, KernelError, Rows, RowsMut, simd};
 
@@ -120,7 +120,7 @@ pub fn grouped_linear(
             }
         }
     }
-    let isa = cpu.isa();
+    let isa = isa_for(cpu, segments[0].weight.dtype());
     let form = Form::of(isa, segments[0].weight.dtype(), compute);
     let packed = scratch.take(choices, x.cols, form)?;
     let call = Call { groups, x, per_row: choices / x.rows, form, packed, segments, each };

@@ -8,7 +8,9 @@
 //! rows in the call and threads only choose *which* outputs are computed together.
 
 mod grouped;
+mod integer;
 mod pack;
+mod quantised;
 mod step;
 mod tile;
 
@@ -20,6 +22,7 @@ use super::{Cpu, Isa, KernelError, Rows, RowsMut, WeightDtype, WeightRef, split}
 pub use grouped::{Groups, grouped_linear};
 use pack::Form;
 pub use pack::Scratch;
+pub use quantised::{CodeRow, QuantCodes, QuantFormat, Quantised, QuantisedRef};
 use tile::{Part, Target};
 
 /// In which precision products are formed. Sums are always f32.
@@ -29,12 +32,18 @@ pub enum Compute {
     F32,
     /// X is rounded to bf16 (to nearest even), products of bf16 pairs are summed in f32. For bf16 weights only.
     Bf16,
+    /// X is rounded to int8 in groups along k, each with a scale of its own; sums of a group's products are exact. For
+    /// quantised weights only, and the only one for them.
+    Int8,
 }
 
 impl Compute {
     /// The fast choice on this processor that loses no more than the weights' own dtype. Where the bf16 dot product is
     /// slow (Intel's runs at a quarter of the rate of f32 FMAs: half the arithmetic) or missing, that is f32.
     pub fn best_for(dtype: WeightDtype) -> Self {
+        if dtype.is_quantised() {
+            return Compute::Int8;
+        }
         let dot = dtype == WeightDtype::Bf16 && super::features::has_fast_bf16_dot();
         if dot { Compute::Bf16 } else { Compute::F32 }
     }
@@ -90,7 +99,7 @@ pub fn linear(
     if m == 0 {
         return Ok(());
     }
-    let isa = cpu.isa();
+    let isa = isa_for(cpu, first.weight.dtype());
     let form = Form::of(isa, first.weight.dtype(), compute);
     let panel = simd::panel_rows(isa);
     let packed = scratch.take(m, k, form)?;
@@ -115,6 +124,14 @@ pub fn linear(
     Ok(())
 }
 
+/// The instruction set for weights of a dtype: sums of integers are not made with AVX-512.
+fn isa_for(cpu: &Cpu, dtype: WeightDtype) -> Isa {
+    match cpu.isa() {
+        Isa::Avx512 if dtype.is_quantised() => Isa::Avx2,
+        isa => isa,
+    }
+}
+
 /// Runs one thread's share with the inner loop for this dtype and instruction set.
 fn run_part(isa: Isa, form: Form, part: Part<'_>) {
     #[cfg(target_arch = "x86_64")]
@@ -123,7 +140,13 @@ fn run_part(isa: Isa, form: Form, part: Part<'_>) {
         // SAFETY: this form is chosen only for Isa::Avx512, which `Cpu` has checked.
         return unsafe { simd::avx512::run(tile::Dot(part)) };
     }
-    simd::dispatch(isa, tile::Widen(part));
+    match (form, isa) {
+        // SAFETY: the processor has AVX2: `Cpu` has checked it, or AVX-512, which includes it.
+        #[cfg(target_arch = "x86_64")]
+        (Form::Integers(_), Isa::Avx2) => unsafe { simd::avx2::run(integer::Wide(part)) },
+        (Form::Integers(_), _) => simd::dispatch(Isa::Portable, integer::Plain(part)),
+        _ => simd::dispatch(isa, tile::Widen(part)),
+    }
 }
 
 fn check(
@@ -165,6 +188,13 @@ fn check_segments(
         if compute == Compute::Bf16 && dtype != WeightDtype::Bf16 {
             let why = "Compute::Bf16 needs bf16 weights; use Compute::F32";
             return Err(KernelError::Dtype { argument: "segment.weight", got: dtype.name(), why });
+        }
+        if (compute == Compute::Int8) != dtype.is_quantised() {
+            let why = "Compute::Int8 is for quantised weights, and they need it";
+            return Err(KernelError::Dtype { argument: "segment.weight", got: dtype.name(), why });
+        }
+        if let WeightRef::Quantised(w) = segment.weight {
+            check_eq("segment.weight", "number of columns", k, w.k())?;
         }
         if segment.activation.is_some() && !matches!(epilogue, Epilogue::None) {
             let why = "needs Epilogue::None";

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::super::simd::{Kernel, Simd};
 use super::super::{Isa, KernelError, Rows, WeightDtype};
+use super::quantised::{BLOCK, LANES, QuantCodes};
 use super::{Compute, tile};
 
 /// Elements of k that every step divides: k is padded to a multiple of it.
@@ -23,6 +24,8 @@ pub(super) enum Form {
     Alternate,
     /// As `Alternate`, rounded to bf16 first.
     AlternateRounded,
+    /// Rounded to int8 in groups, for quantised weights; see [`IntPanel`].
+    Integers(QuantCodes),
 }
 
 impl Form {
@@ -30,13 +33,22 @@ impl Form {
         match (dtype, compute) {
             (WeightDtype::Bf16, Compute::Bf16) if isa == Isa::Avx512 => Form::PairsBf16,
             (WeightDtype::Bf16, Compute::Bf16) => Form::AlternateRounded,
-            (WeightDtype::Bf16, Compute::F32) => Form::Alternate,
+            (WeightDtype::Bf16, _) => Form::Alternate,
+            (WeightDtype::Int8 { group }, _) => Form::Integers(QuantCodes::Int8(group)),
+            (WeightDtype::Int4 { group }, _) => Form::Integers(QuantCodes::Int4(group)),
             (other, _) => Form::Plain(other),
         }
     }
 
-    fn element_size(self) -> usize {
-        if self == Form::PairsBf16 { 2 } else { 4 }
+    /// Bytes that a row of `k` elements takes, padding included.
+    fn row_bytes(self, k: usize) -> usize {
+        let padded = k.next_multiple_of(STEP_MAX);
+        match self {
+            Form::PairsBf16 => padded * 2,
+            Form::Plain(_) | Form::Alternate | Form::AlternateRounded => padded * 4,
+            Form::Integers(QuantCodes::Int8(group)) => padded * 2 + scale_lanes(k, group) * 4,
+            Form::Integers(QuantCodes::Int4(group)) => padded + scale_lanes(k, group) * 8,
+        }
     }
 }
 
@@ -66,7 +78,7 @@ impl Scratch {
     /// The space for `[m, k]` in `form`, if it is large enough.
     pub(super) fn take(&mut self, m: usize, k: usize, form: Form) -> Result<Packed, KernelError> {
         let capacity = self.lines.len() * 64;
-        let row_bytes = k.next_multiple_of(STEP_MAX) * form.element_size();
+        let row_bytes = form.row_bytes(k);
         let needed = m.saturating_mul(row_bytes);
         if needed > capacity {
             return Err(KernelError::Scratch { needed, capacity });
@@ -156,6 +168,12 @@ impl Kernel for Pack<'_> {
                         (Form::AlternateRounded, _) => {
                             pack_row::<ExactRounded, 16>(row, self.to.panel(first), rows, i);
                         }
+                        (Form::Integers(codes @ QuantCodes::Int8(_)), _) => {
+                            pack_integers::<i16>(row, codes, self.to.panel(first), rows, i);
+                        }
+                        (Form::Integers(codes @ QuantCodes::Int4(_)), _) => {
+                            pack_integers::<i8>(row, codes, self.to.panel(first), rows, i);
+                        }
                     }
                 }
             }
@@ -231,6 +249,120 @@ unsafe fn pack_row<C: Convert, const K: usize>(row: &[f32], to: *mut C::E, rows:
         padded[..tail.len()].copy_from_slice(tail);
         // SAFETY: as above; the panel is padded to whole steps.
         C::convert(&padded, unsafe { &mut *to.add((steps.len() * rows + i) * K).cast::<[C::E; K]>() });
+    }
+}
+
+/// Groups of a row, padded to whole vectors.
+fn scale_lanes(k: usize, group: usize) -> usize {
+    k.div_ceil(group).next_multiple_of(LANES)
+}
+
+/// A panel of X rounded to int8 for quantised weights: elements `[blocks][rows][32]`, then the scales of the groups
+/// `[rows][groups]`, then, for int4 weights, the sums of the groups as floats `[rows][groups]`; groups are padded to
+/// whole vectors. int8 weights want the elements as int16.
+#[derive(Clone, Copy)]
+pub(super) struct IntPanel<X> {
+    pub(super) data: *mut X,
+    scales: *mut f32,
+    rows: usize,
+    lanes: usize,
+}
+
+impl<X> IntPanel<X> {
+    #[inline(always)]
+    pub(super) fn of(start: *const u8, k: usize, codes: QuantCodes, rows: usize) -> Self {
+        let data = start.cast_mut().cast::<X>();
+        let scales = data.wrapping_add(k.next_multiple_of(BLOCK) * rows).cast();
+        IntPanel { data, scales, rows, lanes: scale_lanes(k, codes.group()) }
+    }
+
+    /// The scales of a row from the first group of a chunk of [`LANES`] on.
+    #[inline(always)]
+    pub(super) fn scales(&self, row: usize, chunk: usize) -> *mut f32 {
+        self.scales.wrapping_add(row * self.lanes + chunk * LANES)
+    }
+
+    /// The same for the sums.
+    #[inline(always)]
+    pub(super) fn sums(&self, row: usize, chunk: usize) -> *mut f32 {
+        self.scales.wrapping_add((self.rows + row) * self.lanes + chunk * LANES)
+    }
+}
+
+/// How int8 is held.
+trait Narrow: Copy + Into<i32> {
+    const WITH_SUMS: bool;
+    /// From a number that is in range.
+    fn narrow(x: i32) -> Self;
+}
+impl Narrow for i8 {
+    const WITH_SUMS: bool = true;
+    #[inline(always)]
+    fn narrow(x: i32) -> i8 {
+        x as i8
+    }
+}
+impl Narrow for i16 {
+    const WITH_SUMS: bool = false;
+    #[inline(always)]
+    fn narrow(x: i32) -> i16 {
+        x as i16
+    }
+}
+
+/// 1.5 * 2^23: adding it to a small float leaves the nearest integer, ties to even, in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
+/// Below this a group counts as zero: the inverse of its scale would not be finite.
+const LEAST: f32 = 1e-30;
+
+/// Writes row `i` of an [`IntPanel`] of `rows`. A group with a value that is not finite gets NaN as its scale.
+///
+/// # Safety
+/// `to` is the panel, aligned for f32, with room for `rows` rows.
+#[inline(always)]
+unsafe fn pack_integers<X: Narrow>(row: &[f32], codes: QuantCodes, to: *mut u8, rows: usize, i: usize) {
+    let panel = IntPanel::<X>::of(to, row.len(), codes, rows);
+    let group = codes.group();
+    for g in 0..panel.lanes {
+        let values = row.get(g * group..).unwrap_or_default();
+        let values = &values[..group.min(values.len())];
+        // Of magnitudes as bits, infinity and NaN are the largest.
+        let mut largest = 0;
+        for x in values {
+            largest = x.abs().to_bits().max(largest);
+        }
+        let largest = f32::from_bits(largest);
+        let used = largest > LEAST;
+        let inverse = if used { 127.0 / largest } else { 0.0 };
+        let mut sum = 0;
+        for (b, values) in values.chunks(BLOCK).enumerate() {
+            let mut padded = [0.0; BLOCK];
+            padded[..values.len()].copy_from_slice(values);
+            let block = g * (group / BLOCK) + b;
+            // SAFETY: block and row are inside of the panel; any bit pattern is a valid element.
+            let to = unsafe { &mut *panel.data.add((block * rows + i) * BLOCK).cast::<[X; BLOCK]>() };
+            for (to, x) in to.iter_mut().zip(padded) {
+                *to = X::narrow((x * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32);
+            }
+            if X::WITH_SUMS {
+                for x in to {
+                    sum += (*x).into();
+                }
+            }
+        }
+        let scale = match largest.is_finite() {
+            true if used => largest / 127.0,
+            true => 0.0,
+            false => f32::NAN,
+        };
+        // SAFETY: the row's lanes are inside of the panel, and this thread alone writes it.
+        unsafe {
+            *panel.scales(i, 0).add(g) = scale;
+            if X::WITH_SUMS {
+                *panel.sums(i, 0).add(g) = scale * sum as f32;
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::{Epilogue, Segment};
 pub(super) const UNIT: usize = 4;
 
 /// Up to this many rows of X the kernels prefetch W.
-const PREFETCH_ROWS: usize = 2;
+pub(super) const PREFETCH_ROWS: usize = 2;
 
 /// How much packed X is kept in the L2 cache while W streams by.
 pub(super) const BLOCK_BYTES: usize = 512 * 1024;
@@ -42,7 +42,7 @@ pub(super) struct Part<'a> {
 }
 
 /// Computes some rows of one weight against some rows of X.
-trait Strip {
+pub(super) trait Strip {
     /// Must be `#[inline(always)]`.
     fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>);
 }
@@ -67,6 +67,8 @@ impl Strip for Widen<'_> {
                 WeightRef::F32(w) => self.0.strip(Wide::<S, f32>(s, PhantomData), w, segment, columns, block),
                 WeightRef::F16(w) => self.0.strip(Wide::<S, f16>(s, PhantomData), w, segment, columns, block),
                 WeightRef::Bf16(w) => self.0.strip(Wide::<S, bf16>(s, PhantomData), w, segment, columns, block),
+                // `run_part` sends these to `integer`.
+                WeightRef::Quantised(_) => {}
             }
         }
     }
@@ -106,7 +108,7 @@ impl Part<'_> {
 
     /// Calls `strip` for every segment's part of this thread's units and every block of rows of X; then activates.
     #[inline(always)]
-    fn walk<S: Simd>(&self, s: S, strip: &impl Strip) {
+    pub(super) fn walk<S: Simd>(&self, s: S, strip: &impl Strip) {
         let panel = S::PANEL;
         let block = pack::block_rows(panel, self.packed.row_bytes);
         for first in (0..self.m).step_by(block) {
@@ -200,7 +202,7 @@ impl Part<'_> {
     /// # Safety
     /// This thread alone writes these outputs.
     #[inline(always)]
-    unsafe fn put<const M: usize, const N: usize>(
+    pub(super) unsafe fn put<const M: usize, const N: usize>(
         &self,
         mut sums: [[f32; N]; M],
         segment: &Segment<'_>,

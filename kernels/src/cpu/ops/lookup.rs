@@ -31,6 +31,8 @@ impl ByRow for Embed<'_> {
             WeightRef::F32(w) => out.copy_from_slice(&w[from..][..self.dim]),
             WeightRef::Bf16(w) => widen(s, &w[from..][..self.dim], out),
             WeightRef::F16(w) => widen(s, &w[from..][..self.dim], out),
+            // Refused by `embed`.
+            WeightRef::Quantised(_) => {}
         }
     }
 }
@@ -56,6 +58,10 @@ pub fn embed(cpu: &Cpu, table: WeightRef<'_>, ids: &[u32], mut out: RowsMut<'_>)
     if dim == 0 || !table.len().is_multiple_of(dim) {
         let why = "must divide the elements of table";
         return Err(KernelError::Option { argument: "out.cols", got: dim.to_string(), why });
+    }
+    if table.dtype().is_quantised() {
+        let why = "a table is not quantised";
+        return Err(KernelError::Dtype { argument: "table", got: table.dtype().name(), why });
     }
     check_index("ids", ids, table.len() / dim)?;
     by_row(cpu, ids.len(), dim, &Embed { table, ids, dim, out: out.share() });

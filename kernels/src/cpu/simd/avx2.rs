@@ -15,6 +15,17 @@ use super::{Kernel, Simd};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
+impl Avx2 {
+    /// For kernels that use more than [`Simd`] has.
+    ///
+    /// # Safety
+    /// The processor has the features of [`run`].
+    #[inline(always)]
+    pub(crate) unsafe fn assume() -> Self {
+        Self(())
+    }
+}
+
 /// # Safety
 /// The processor has these features.
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -10,7 +10,7 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 mod math;
-mod portable;
+pub(crate) mod portable;
 
 mod function;
 
