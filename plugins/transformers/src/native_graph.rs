@@ -116,9 +116,7 @@ fn look(recorder: &Shared, error: &PyTypeRef, dict: &Dict, vm: &VirtualMachine) 
     dict.set_item("len", len.into(), vm)?;
 
     let (r, e) = (recorder.clone(), error.clone());
-    let all = vm.new_function("text", move |vm: &VirtualMachine| {
-        r.borrow_mut().current().map(|g| g.to_text()).map_err(|m| raise(&e, m, vm))
-    });
+    let all = vm.new_function("text", move |vm: &VirtualMachine| r.borrow_mut().text().map_err(|m| raise(&e, m, vm)));
     dict.set_item("text", all.into(), vm)
 }
 

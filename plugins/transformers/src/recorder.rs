@@ -102,6 +102,13 @@ impl Recorder {
         Ok(())
     }
 
+    /// The graph that is being recorded, without the names of nodes: what is compared.
+    pub(crate) fn text(&mut self) -> Result<String, String> {
+        let mut graph = self.current()?.clone();
+        graph.nodes.iter_mut().for_each(|node| node.name.clear());
+        Ok(graph.to_text())
+    }
+
     /// The graph that is being recorded.
     pub(crate) fn current(&mut self) -> Result<&mut Graph, String> {
         self.traces.last_mut().map(|(_, g)| g).ok_or_else(|| "no trace was begun: call _graph.begin first".to_owned())
@@ -120,16 +127,13 @@ impl Recorder {
     /// The model, if all traces agree.
     pub(crate) fn finish(self) -> Result<Model, String> {
         let (architecture, context_length) = self.model.ok_or("the driver named no model")?;
-        let mut traces = self.traces.into_iter();
-        let (size, graph) = traces.next().ok_or("nothing was traced")?;
-        let mut compared = 0;
-        for (other_size, other) in traces {
-            compare((size, &graph), (other_size, &other))?;
-            compared += 1;
-        }
-        if compared == 0 {
+        let mut traces = self.traces;
+        // The last one has names.
+        let (size, graph) = traces.pop().ok_or("nothing was traced")?;
+        if traces.is_empty() {
             return Err("the model was traced at one length only".to_owned());
         }
+        traces.iter().try_for_each(|(other_size, other)| compare((*other_size, other), (size, &graph)))?;
         Ok(Model { architecture, context_length, graphs: [("decode".to_owned(), graph)].into() })
     }
 }
@@ -139,11 +143,12 @@ fn compare((size, a): (i64, &Graph), (other_size, b): (i64, &Graph)) -> Result<(
     const ADVICE: &str = "the code decides or loops by the number of tokens, so one graph cannot stand for all lengths";
     for i in 0..a.nodes.len().max(b.nodes.len()) {
         let (x, y) = (a.nodes.get(i), b.nodes.get(i));
-        if x == y || x.map(show) == y.map(show) {
+        let same = |(x, y): (&Node, &Node)| x.op == y.op && x.inputs == y.inputs && x.ty == y.ty;
+        if x.zip(y).is_some_and(same) || x.map(show) == y.map(show) {
             continue; // equal as text: not-a-numbers in literals differ from themselves
         }
         let describe = |node: Option<&Node>| node.map_or("nothing".to_owned(), |n| clip(&show(n)));
-        let place = x.or(y).map_or("", |n| n.name.as_str());
+        let place = y.or(x).map_or("", |n| n.name.as_str());
         return Err(format!(
             "{place}: traced with {size} tokens, node %{i} is {}; with {other_size} tokens it is {}: {ADVICE}",
             describe(x),
@@ -158,7 +163,7 @@ fn compare((size, a): (i64, &Graph), (other_size, b): (i64, &Graph)) -> Result<(
 
 fn show(node: &Node) -> String {
     let inputs = node.inputs.iter().map(|v| format!("%{}", v.0)).collect::<Vec<_>>().join(" ");
-    format!("`{} = {} {inputs}` at {}", node.ty, node.op, node.name)
+    format!("`{} = {} {inputs}`", node.ty, node.op)
 }
 
 fn clip(text: &str) -> String {

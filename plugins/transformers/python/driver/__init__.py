@@ -5,6 +5,7 @@ graph never depends on the length it was traced with."""
 
 import _graph
 import _host
+from torch._trace import TraceError
 
 from . import attention, classes, configs, dispatch, lengths, loops, rope, squares, trace, weights
 
@@ -33,7 +34,7 @@ def build(request):
 
 
 def record(model, length):
-    """Two traces that must agree: a graph means every length. A branch on the number of tokens that a short and a long sequence
+    """Two traces that must agree, the second of which names its nodes: a graph means every length. A branch on the number of tokens that a short and a long sequence
     take differently is an error, but for those that the long branch is known to cover (`lengths`). Gives the longest sequence."""
     long = max(length - 1, 2 * SHORT + 1)
     multiple, first = _first_trace(model)
@@ -42,7 +43,7 @@ def record(model, length):
         lengths.check(first, second)
         _graph.reset()
         long -= long // 4
-        _trace_once(model, long + long // 4, multiple)
+        _trace_once(model, long + long // 4, multiple, named=False)
         _trace_once(model, long, multiple)
     return lengths.usable(length, long)
 
@@ -52,7 +53,7 @@ def _first_trace(model):
     multiple, first_error = 1, None
     while True:
         try:
-            return multiple, _trace_once(model, SHORT, multiple)
+            return multiple, _trace_once(model, SHORT, multiple, named=False)
         except _graph.TraceError as error:
             first_error = first_error or error
             multiple = lengths.block_multiple(error, multiple)
@@ -61,9 +62,17 @@ def _first_trace(model):
             _graph.reset()
 
 
-def _trace_once(model, size, multiple):
+def _trace_once(model, size, multiple, named=True):
     _graph.begin(size)
-    _graph.output("logits", trace.run(model, size, multiple))
+    try:
+        logits = trace.run(model, size, multiple, named)
+    except _graph.TraceError as error:
+        if named or isinstance(error, TraceError):
+            raise
+        # What the recorder refuses, it refuses by the node's name.
+        _graph.reset()
+        return _trace_once(model, size, multiple)
+    _graph.output("logits", logits)
     return lengths.Traced(size, _graph.text())
 
 

@@ -9,10 +9,10 @@ from torch import _trace
 from . import dispatch, lengths, masks
 from .errors import ModelError
 
-def run(model, tokens, multiple=1):
-    """Records the pass over `tokens` tokens; the id of the logits [R, vocabulary]. With `multiple`, the model runs over so many
+def run(model, tokens, multiple=1, named=True):
+    """Records the pass over `tokens` tokens, with or without names; the id of the logits [R, vocabulary]. With `multiple`, the model runs over so many
     times T tokens (`lengths.Blocks` says why); what comes after the first T changes nothing before."""
-    _trace.start(tokens)
+    _trace.start(tokens, named)
     masks.reset()
     dispatch.reset()
     lengths.reset(multiple)

@@ -24,11 +24,11 @@ LIMIT = 2048
 
 
 class _State:
-    __slots__ = ("on", "epoch", "path", "tokens", "states", "scalars", "inputs", "weights", "symbols")
+    __slots__ = ("on", "named", "epoch", "path", "tokens", "states", "scalars", "inputs", "weights", "symbols")
 
 
 S = _State()
-S.on, S.epoch, S.path, S.tokens, S.states = False, 0, "", None, 0
+S.on, S.named, S.epoch, S.path, S.tokens, S.states = False, True, 0, "", None, 0
 S.scalars, S.inputs, S.weights, S.symbols = {}, {}, {}, {}
 
 # Set by the driver: called with (tensor, as_tuple) where the positions of true elements of a traced tensor are asked for.
@@ -51,10 +51,13 @@ def _short(filename):
 
 
 def name():
-    """`modeling_llama.py:231 layers.0.self_attn`: the innermost frame of the model's code, and the module.
+    """`modeling_llama.py:231 layers.0.self_attn`: the innermost frame of the model's code, and the module; "" in a trace whose
+    graph is only compared.
 
     Texts are put together as the interpreter does it fastest, here and in other places that run for every node.
     """
+    if not S.named:
+        return ""
     f = _getframe(3)  # ours: this function, `rec`, and the one that called it
     while f is not None:
         filename = f.f_code.co_filename
@@ -337,9 +340,9 @@ def _symbolic_scalar(x, dtype):
 
 
 # ---- for the driver ------------------------------------------------------------------------------------------------
-def start(hint):
-    """Begins a trace in which T has this value; -> T."""
-    S.on = True
+def start(hint, named=True):
+    """Begins a trace in which T has this value, and whether nodes get names; -> T."""
+    S.on, S.named = True, named
     S.epoch += 1
     S.path = ""
     S.states = 0

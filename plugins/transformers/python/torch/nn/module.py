@@ -154,15 +154,19 @@ class Module:
 
     # ---- what it holds
     def named_modules(self, memo=None, prefix="", remove_duplicate=True):
+        # A stack, not generators in generators: every level would be passed for every module.
         memo = set() if memo is None else memo
-        if self in memo:
-            return
-        if remove_duplicate:
-            memo.add(self)
-        yield prefix, self
-        for name, m in self._modules.items():
-            if m is not None:
-                yield from m.named_modules(memo, prefix + ("." if prefix else "") + name, remove_duplicate)
+        stack = [(prefix, self)]
+        while stack:
+            path, module = stack.pop()
+            if module in memo:
+                continue
+            if remove_duplicate:
+                memo.add(module)
+            yield path, module
+            lead = path + "." if path else ""
+            held = [(lead + name, m) for name, m in module._modules.items() if m is not None]
+            stack.extend(reversed(held))
 
     def modules(self):
         for _, m in self.named_modules():
@@ -264,12 +268,6 @@ class Module:
 
     def __repr__(self):
         return type(self).__name__ + "()"
-
-    def __hash__(self):
-        return id(self)
-
-    def __eq__(self, other):
-        return self is other
 
 
 class RemovableHandle:
