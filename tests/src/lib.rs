@@ -1,6 +1,7 @@
 //! Helpers of the end-to-end tests.
 
 pub mod executors;
+pub mod gguf;
 pub mod library;
 pub mod quality;
 pub mod support;

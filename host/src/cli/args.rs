@@ -15,7 +15,7 @@ use crate::transformers::PackageOptions;
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A folder with config.json and safetensors, or a name on the hub such as org/model
+    /// A folder with config.json and safetensors, a GGUF file, or a name on the hub such as org/model
     pub model: Option<String>,
     /// Branch, tag or commit on the hub
     #[arg(long, env = "HOST_REVISION")]

@@ -8,6 +8,7 @@
 #[cfg(feature = "hub")]
 mod download;
 mod error;
+mod gguf;
 mod header;
 #[cfg(feature = "hub")]
 mod listing;
@@ -26,6 +27,7 @@ mod test_server;
 #[cfg(feature = "hub")]
 pub(crate) use download::{progress_bar, with_causes};
 pub use error::HubError;
+pub use gguf::{GgufFile, GgufMetadata, GgufPlace, GgufValue};
 pub use header::Dtype;
 pub use options::{DEFAULT_ENDPOINT, HubOptions};
 pub use packed::{PackedFormat, PackedView};

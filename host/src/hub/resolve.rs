@@ -40,7 +40,7 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<ModelFiles, HubError
         return local(model, &path, None);
     }
     if path.exists() {
-        return Err(not_a_model(model, "it is a file, not a folder".into()));
+        return Err(not_a_model(model, "it is a file, neither a folder nor a GGUF file (*.gguf)".into()));
     }
     if let Err(reason) = check_repo_id(model) {
         return Err(not_a_model(model, format!("there is no such folder, and {reason}")));
@@ -315,7 +315,7 @@ mod tests {
         }
 
         let error = resolve(config.to_str().unwrap(), &options(dir.path())).unwrap_err().to_string();
-        assert!(error.contains("it is a file, not a folder"), "{error}");
+        assert!(error.contains("it is a file, neither a folder nor a GGUF file"), "{error}");
         for path in ["./nothing/here", "/no/such/folder", "a/b/c", "org/../x", "org/na me", "-x/y"] {
             let error = resolve(path, &options(dir.path())).unwrap_err().to_string();
             assert!(error.contains("no such folder") && error.contains(path), "{error}");

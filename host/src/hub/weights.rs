@@ -15,7 +15,7 @@ use memmap2::Mmap;
 
 use super::HubError;
 use super::header::{Dtype, Fault, TensorInfo, parse};
-use super::packed::{self, PackedSet, PackedView};
+use super::packed::{self, BlockMatrix, PackedSet, PackedView};
 use super::resolve::{INDEX, SINGLE, read_index};
 
 /// How many names an error lists before it only counts.
@@ -37,7 +37,7 @@ struct Inner {
     packed: OnceLock<PackedSet>,
 }
 
-struct Source {
+pub(super) struct Source {
     path: PathBuf,
     data: Data,
 }
@@ -113,9 +113,21 @@ impl Weights {
     }
 
     fn from_sources(files: Vec<Source>) -> Result<Self, HubError> {
+        let infos = files.iter().map(|source| parse(source.bytes()).map_err(|fault| source.fault(fault)));
+        let infos = infos.collect::<Result<_, _>>()?;
+        Self::of_tensors(files, infos)
+    }
+
+    /// The matrices of blocks among the tensors of a GGUF file.
+    pub(super) fn set_blocks(&self, matrices: Vec<BlockMatrix>) {
+        self.inner.packed.get_or_init(|| PackedSet::of_blocks(self, matrices));
+    }
+
+    /// Checked tensors of each file.
+    pub(super) fn of_tensors(files: Vec<Source>, infos: Vec<Vec<TensorInfo>>) -> Result<Self, HubError> {
         let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
-        for (file, source) in files.iter().enumerate() {
-            for info in parse(source.bytes()).map_err(|fault| source.fault(fault))? {
+        for (file, (source, infos)) in files.iter().zip(infos).enumerate() {
+            for info in infos {
                 let tensor = info.name.clone();
                 let stored = Stored { file, info, copy: OnceLock::new() };
                 if let Some(other) = tensors.insert(tensor.clone(), stored) {
@@ -292,7 +304,7 @@ impl fmt::Debug for Weights {
 
 impl Source {
     #[allow(unsafe_code)] // mapping a file; see the SAFETY comment
-    fn map(path: PathBuf) -> Result<Self, HubError> {
+    pub(super) fn map(path: PathBuf) -> Result<Self, HubError> {
         let file = File::open(&path).map_err(HubError::io(&path))?;
         let length = file.metadata().map_err(HubError::io(&path))?.len();
         if length == 0 {
@@ -305,7 +317,11 @@ impl Source {
         Ok(Self { path, data: Data::Mapped(map) })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Mapped(map) => map,
             Data::Static(bytes) => bytes,

@@ -48,6 +48,7 @@ impl Checkpoint {
     pub fn open(options: &LlmOptions) -> Result<Checkpoint, LoadError> {
         let mut checkpoint = match &options.model {
             ModelSource::Demo => Checkpoint::demo(options)?,
+            ModelSource::Named(name) if super::gguf::is_gguf(name) => super::gguf::open(name, options)?,
             ModelSource::Named(name) => Checkpoint::named(name, options)?,
         };
         if let (Some(template), Some(tokenizer)) = (&options.chat_template, &checkpoint.tokenizer) {

@@ -34,6 +34,7 @@
 
 mod build;
 mod checkpoint;
+mod gguf;
 mod guide;
 mod load;
 mod model_code;

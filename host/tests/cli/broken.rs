@@ -213,10 +213,10 @@ fn folders_that_are_none() {
         (arg(&empty), &["has no config.json", "give a folder with config.json and *.safetensors"][..]),
         ("./nowhere", &["\"./nowhere\"", "no such folder"]),
         ("/nowhere/at/all", &["\"/nowhere/at/all\"", "no such folder"]),
-        (arg(&place.path("file")), &["file", "not a folder"]),
+        (arg(&place.path("file")), &["file", "neither a folder nor a GGUF file"]),
         ("org/name", &["\"org/name\"", "HF_HUB_OFFLINE"]),
         ("", &["model"]),
-        ("/etc/passwd", &["it is a file, not a folder"]),
+        ("/etc/passwd", &["it is a file, neither a folder nor a GGUF file"]),
     ] {
         place.run(&["generate", model, "-p", "a"]).fails(words);
     }

@@ -96,3 +96,17 @@ fn inspect_shows_plugin_graph_and_plan() {
         assert!(!run(&["--optimised"]).contains("host-graph 1."));
     }
 }
+
+#[test]
+fn quantization_is_shown_and_what_it_cannot_be_is_named() {
+    let place = Place::new();
+    let summary = |flags: &[&str]| place.run(&[&["inspect"], flags].concat()).good().to_owned();
+    // Five layers of seven matrices, and the head.
+    says(&summary(&["--quantization", "int8"]), &["quantised", "36 matrices of linear layers", "instead of"]);
+    assert!(!summary(&[]).contains("quantised"));
+    let refused = place.run(&["inspect", "--quantization", "int3"]);
+    assert_eq!(refused.code, Some(2));
+    says(&refused.stderr, &["'int3' for '--quantization", "int8 or int4"]);
+    let reference = ["generate", "--quantization", "int8", "--executor", "reference", "-p", "a"];
+    place.run(&reference).fails(&["--quantization is int8", "reference executor"]);
+}

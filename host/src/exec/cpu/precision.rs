@@ -19,8 +19,8 @@ use crate::hub::{Dtype as Stored, PackedFormat, Weights};
 /// Elements of a group of int4 weights.
 const INT4_GROUP: usize = 32;
 
-/// Elements of a group of int8 weights that were int4 with groups of columns that are not adjacent.
-const SCATTERED_GROUP: usize = 32;
+/// Elements of a group of int8 weights that come in codes which no kernel computes with.
+const OTHER_GROUP: usize = 32;
 
 /// Matrices with fewer rows, or columns, are not quantised.
 const MIN_ROWS: usize = 64;
@@ -102,8 +102,8 @@ impl<'a> Precision<'a> {
             PackedFormat::Int8Rows => Some(QuantFormat::INT8),
             PackedFormat::Int8Groups(group) => Some(QuantFormat::int8(group)),
             PackedFormat::Int4 { group, zeros } => Some(QuantFormat::int4(group, zeros)),
-            // Eight bits for four: the step of the new codes is far below that of the old ones.
-            PackedFormat::Scattered => Some(QuantFormat::int8(SCATTERED_GROUP)),
+            // Eight bits for six at most: the step of the new codes is far below that of the old ones.
+            PackedFormat::Other => Some(QuantFormat::int8(OTHER_GROUP)),
             PackedFormat::Floats => None,
         }
     }

@@ -135,7 +135,7 @@ fn as_stored(graph: &Graph, s: &Static, precision: &Precision<'_>, cpu: &Cpu) ->
 /// A matrix that is stored quantised: its codes as they are, or its values in other codes.
 fn of_packed(packed: &PackedView<'_>, format: QuantFormat, cpu: &Cpu) -> Result<Quantised, ExecError> {
     let [n, k] = packed.shape();
-    if matches!(packed.format(), PackedFormat::Scattered | PackedFormat::Floats) {
+    if matches!(packed.format(), PackedFormat::Other | PackedFormat::Floats) {
         let fill = |first: usize, to: &mut [f32]| {
             to.chunks_exact_mut(k.max(1)).enumerate().for_each(|(i, to)| packed.floats(first + i, to));
         };

@@ -17,10 +17,7 @@ pub fn checkpoint(weights: &Weights) -> impl Fn(&str) -> Result<Tensor, String> 
 
 /// The values of a matrix that is stored quantised.
 pub fn read_packed(packed: &PackedView<'_>) -> Tensor {
-    let [n, k] = packed.shape();
-    let mut data = vec![0.0; n * k];
-    data.chunks_exact_mut(k.max(1)).enumerate().for_each(|(row, to)| packed.floats(row, to));
-    Tensor::f32([n, k], data)
+    Tensor::f32(packed.shape(), packed.values())
 }
 
 /// A tensor as it is stored: integers and truth values exactly, floats as f32, where numbers that f32 cannot hold are

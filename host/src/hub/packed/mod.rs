@@ -7,6 +7,7 @@
 //! The formats are those of the public documentation of AutoGPTQ and GPTQModel, AutoAWQ, compressed-tensors, and of
 //! DeepSeek's and AutoFP8's FP8 checkpoints.
 
+mod blocks;
 mod config;
 
 use std::collections::{BTreeMap, HashSet};
@@ -16,7 +17,11 @@ use half::{bf16, f16};
 use super::header::Dtype;
 use super::weights::Weights;
 
+pub(super) use blocks::BlockType;
 pub(super) use config::find;
+
+/// What names of tensors begin with that are the bytes of a matrix of blocks.
+pub(super) const PREFIX: &str = "bytes of ";
 
 /// How the codes of a matrix are shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +37,9 @@ pub enum PackedFormat {
         /// Whether each group has a zero of its own; else it is 8.
         zeros: bool,
     },
-    /// int4 codes whose groups are not of adjacent columns: only their values can be had.
-    Scattered,
+    /// Codes that no kernel computes with as they are: of 5 or 6 bits, or in groups of columns that are not adjacent. Only
+    /// their values can be had.
+    Other,
     /// Not integers: only the values.
     Floats,
 }
@@ -65,6 +71,15 @@ enum Kind {
     Int8 {
         weight: usize,
         scale: usize,
+    },
+    /// Blocks along the rows of a GGUF file's tensor.
+    Blocks {
+        tensor: usize,
+        kind: BlockType,
+        /// The rows of each head, of this size, are in the order of neighbours instead of halves.
+        rotary_head: Option<usize>,
+        /// The tensor is the transpose of the matrix.
+        transposed: bool,
     },
     /// `weight` F8 `[n, k]`, scales of blocks.
     Float8 {
@@ -136,6 +151,25 @@ impl Words {
     }
 }
 
+/// A matrix of blocks: its name, that of its bytes, rows and columns as stored, and how.
+pub(super) type BlockMatrix = (String, String, [usize; 2], BlockType, Option<usize>, bool);
+
+impl PackedSet {
+    /// The matrices of a GGUF file; its tensors are in `weights`.
+    pub(super) fn of_blocks(weights: &Weights, matrices: Vec<BlockMatrix>) -> Self {
+        let mut set = PackedSet::default();
+        for (name, bytes, [n, k], kind, rotary_head, transposed) in matrices {
+            let Some(tensor) = weights.index_of(&bytes) else { continue };
+            let shape = if transposed { [k, n] } else { [n, k] };
+            let dtype = if kind == BlockType::F32 { Dtype::F32 } else { Dtype::F16 };
+            let kind = Kind::Blocks { tensor, kind, rotary_head, transposed };
+            set.hidden.insert(tensor);
+            set.matrices.insert(name, Packed { shape, dtype, kind, parts: vec![tensor] });
+        }
+        set
+    }
+}
+
 /// A matrix with the weights that hold it.
 #[derive(Clone, Copy)]
 pub struct PackedView<'a> {
@@ -152,9 +186,16 @@ impl PackedView<'_> {
     /// How its codes are shared out.
     pub fn format(&self) -> PackedFormat {
         match &self.packed.kind {
-            Kind::Float8 { .. } => PackedFormat::Floats,
+            Kind::Float8 { .. } | Kind::Blocks { transposed: true, .. } => PackedFormat::Floats,
+            Kind::Blocks { kind, .. } => match kind {
+                BlockType::Q8_0 => PackedFormat::Int8Groups(32),
+                BlockType::Q4_0 => PackedFormat::Int4 { group: 32, zeros: false },
+                BlockType::Q4K => PackedFormat::Int4 { group: 32, zeros: true },
+                BlockType::Q5K | BlockType::Q6K => PackedFormat::Other,
+                BlockType::F32 | BlockType::F16 | BlockType::BF16 => PackedFormat::Floats,
+            },
             Kind::Int8 { .. } => PackedFormat::Int8Rows,
-            Kind::Integers(Integers { order: Some(_), .. }) => PackedFormat::Scattered,
+            Kind::Integers(Integers { order: Some(_), .. }) => PackedFormat::Other,
             Kind::Integers(all) => {
                 let group = [128, 64, 32].into_iter().find(|g| all.group.is_multiple_of(*g)).unwrap_or(128);
                 match all.codes.bits {
@@ -195,11 +236,43 @@ impl PackedView<'_> {
                     *to = self.zero(all, row, g * width / all.group) as f32;
                 }
             }
+            Kind::Blocks { kind, .. } => kind.codes(self.block_row(row), codes, scales, zeros),
             Kind::Float8 { .. } => {}
         }
     }
 
-    /// The values of a row.
+    /// All values, row by row.
+    pub fn values(&self) -> Vec<f32> {
+        let [n, k] = self.packed.shape;
+        let mut out = vec![0.0; n * k];
+        match self.packed.kind {
+            Kind::Blocks { kind, transposed: true, .. } => {
+                let mut stored = vec![0.0; n];
+                for column in 0..k {
+                    kind.values(self.block_row(column), &mut stored);
+                    stored.iter().enumerate().for_each(|(row, x)| out[row * k + column] = *x);
+                }
+            }
+            _ => out.chunks_exact_mut(k.max(1)).enumerate().for_each(|(row, to)| self.floats(row, to)),
+        }
+        out
+    }
+
+    /// The bytes of a row of a tensor of blocks: of the stored tensor, if that is the transpose.
+    fn block_row(&self, row: usize) -> &[u8] {
+        let Kind::Blocks { tensor, kind, rotary_head, transposed } = self.packed.kind else { return &[] };
+        let [n, k] = self.packed.shape;
+        let columns = if transposed { n } else { k };
+        let (elements, size) = kind.block();
+        let bytes = columns / elements * size;
+        let row = rotary_head.map_or(row, |head| {
+            let (half, i) = (row % head / (head / 2), row % (head / 2));
+            row / head * head + 2 * i + half
+        });
+        &self.weights.at(tensor).data[row * bytes..][..bytes]
+    }
+
+    /// The values of a row. Those of a matrix whose transpose is stored: see [`PackedView::values`].
     pub fn floats(&self, row: usize, to: &mut [f32]) {
         match &self.packed.kind {
             Kind::Int8 { weight, scale } => {
@@ -218,6 +291,11 @@ impl PackedView<'_> {
                     to.iter_mut().zip(own).for_each(|(to, &byte)| *to = value(byte) * scale);
                 }
             }
+            Kind::Blocks { transposed: true, .. } => {
+                let k = to.len();
+                to.copy_from_slice(&self.values()[row * k..][..k]);
+            }
+            Kind::Blocks { kind, .. } => kind.values(self.block_row(row), to),
             Kind::Integers(all) => {
                 let words = self.weights.at(all.codes.tensor).data;
                 let order = all.order.map(|tensor| self.weights.at(tensor).data);
