@@ -42,6 +42,7 @@ pub fn trace(request: &BuildRequest, options: &Options) -> Result<Model, Failure
         None => request.sources.cache.clone(),
         Some(_) => None, // what a model's code writes must not be run for another model
     };
+    let own_code = request.sources.model_code.is_some();
     let recorder: native_graph::Shared = Rc::default();
     let interpreter = make();
     interpreter.enter(|vm| {
@@ -65,7 +66,7 @@ pub fn trace(request: &BuildRequest, options: &Options) -> Result<Model, Failure
         run().map_err(|e| errors::read(&e, vm))
     })?;
     let recorder = RefCell::take(&recorder);
-    match recorder.finish() {
+    match recorder.finish(!own_code) {
         // A script that tests our files need not trace a model.
         Err(_) if options.script.is_some() => {
             Ok(Model { architecture: "script".to_owned(), context_length: 1, graphs: Default::default() })

@@ -77,6 +77,9 @@ fn record(recorder: &Shared, error: &PyTypeRef, dict: &Dict, vm: &VirtualMachine
     dict.set_item("reset", vm.new_function("reset", move || r.borrow_mut().reset()).into(), vm)?;
 
     let r = recorder.clone();
+    dict.set_item("trust", vm.new_function("trust", move || r.borrow_mut().trust()).into(), vm)?;
+
+    let r = recorder.clone();
     let model = vm.new_function("model", move |architecture: PyStrRef, length: u64, vm: &VirtualMachine| {
         r.borrow_mut().set_model(text(&architecture, vm)?.to_owned(), length);
         Ok::<(), Exception>(())

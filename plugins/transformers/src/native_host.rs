@@ -22,8 +22,11 @@ pub(crate) fn module(
     vm: &VirtualMachine,
 ) -> PyResult<PyRef<PyModule>> {
     let dict = vm.ctx.new_dict();
-    let get = vm.new_function("request", move |vm: &VirtualMachine| from_json(&request, vm));
+    let asked = request.clone();
+    let get = vm.new_function("request", move |vm: &VirtualMachine| from_json(&asked, vm));
     dict.set_item("request", get.into(), vm)?;
+    let cache = Rc::new(cache);
+    notes(&dict, &request, &cache, vm)?;
 
     let log = Log::default();
     let write = vm.new_function("log", move |text: PyStrRef| log.write(&text.to_string_lossy()));
@@ -70,6 +73,30 @@ fn names<'a>(kind: &'a PyStrRef, path: &'a PyStrRef, vm: &VirtualMachine) -> PyR
     let kind = kind.to_str().and_then(Kind::parse).ok_or_else(|| vm.new_value_error("no such kind of files"))?;
     let path = path.to_str().ok_or_else(|| vm.new_value_error("the path has lone surrogates"))?;
     Ok((kind, path))
+}
+
+/// What was found out about a model and its code, for the next load: `inputs() -> name`, `recall(name)`, `remember(name, note)`.
+fn notes(
+    dict: &rustpython_vm::builtins::PyDictRef,
+    request: &serde_json::Value,
+    cache: &Rc<Cache>,
+    vm: &VirtualMachine,
+) -> PyResult<()> {
+    // Where files are does not matter, only what is in them.
+    let model = format!("{} {}", request["config"], request["tensors"]);
+    let c = cache.clone();
+    let inputs = vm.new_function("inputs", move || c.inputs(&model));
+    dict.set_item("inputs", inputs.into(), vm)?;
+    let c = cache.clone();
+    let recall = vm.new_function("recall", move |name: PyStrRef| name.to_str().and_then(|name| c.recall(name)));
+    dict.set_item("recall", recall.into(), vm)?;
+    let c = cache.clone();
+    let remember = vm.new_function("remember", move |name: PyStrRef, note: PyStrRef| {
+        if let (Some(name), Some(note)) = (name.to_str(), note.to_str()) {
+            c.remember(name, note);
+        }
+    });
+    dict.set_item("remember", remember.into(), vm)
 }
 
 /// The compiled form of a file; `None` if there is none.
