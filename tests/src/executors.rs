@@ -7,6 +7,7 @@ use host::exec::{BLOCK_SIZE, BlockId, Dtype, ExecError, Executor, LogitRows, Ste
 use host::graph;
 use host::hub::Weights;
 
+use crate::hidden;
 use crate::zoo::{self, Golden, GoldenPrompt};
 use plugin_api::{BuildRequest, Graph, Model, Plugin};
 
@@ -64,7 +65,7 @@ fn try_generate(
                 logits: if ends[i] == runs[i].tokens.len() { LogitRows::Last } else { LogitRows::None },
             })
             .collect();
-        let (vocabulary, by_length) = (exec.spec().vocab_size, exec.spec().by_length);
+        let (vocabulary, by_length) = (exec.spec().row_width, exec.spec().by_length);
         let logits = exec.execute(&Step { seqs: &seqs })?.to_vec();
         let mut rows = logits.chunks_exact(vocabulary);
         for &i in &active {
@@ -160,6 +161,7 @@ pub fn check<P: Plugin>(name: &str) {
             assert!(same, "{name}: logits of {way} differ in some bit");
         }
     }
+    hidden::check(name, graph, &weights, &golden);
 }
 
 /// What an executor makes of a graph.

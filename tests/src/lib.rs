@@ -2,6 +2,7 @@
 
 pub mod executors;
 pub mod gguf;
+pub mod hidden;
 pub mod library;
 pub mod quality;
 pub mod support;

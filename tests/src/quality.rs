@@ -53,7 +53,7 @@ impl Scorer {
                 blocks: &blocks,
                 logits: LogitRows::From(computed),
             };
-            let vocabulary = self.executor.spec().vocab_size;
+            let vocabulary = self.executor.spec().row_width;
             let logits = self.executor.execute(&Step { seqs: &[seq] }).expect("runs");
             out.extend(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec));
         }

@@ -99,7 +99,7 @@ fn a_changed_loop_over_tokens_is_refused() {
     let root = tempfile::tempdir().expect("a folder");
     let (kept, changed) = ("recurrent_states + hidden_states[:, t]", "recurrent_states - hidden_states[:, t]");
     let dir = with_loop(root.path(), |code| code.replace(kept, changed));
-    let error = Llm::load(&LlmOptions { executor: ExecutorKind::Auto, ..options(&dir) }).err().expect("is refused");
+    let error = Llm::load(&LlmOptions { executor: ExecutorKind::Auto, ..options(&dir) }).expect_err("is refused");
     let error = error.to_string();
     assert!(error.contains("modeling_sandpiper.py") && error.contains("a loop over range(T)"), "{error}");
 }

@@ -7,7 +7,10 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use crate::exec::{Dtype, Quantization};
-use crate::llm::{DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource};
+use crate::llm::{
+    DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource, PoolerConfig,
+    RunnerChoice,
+};
 use crate::registry::ModelImpl;
 use crate::transformers::PackageOptions;
 
@@ -29,6 +32,16 @@ pub struct ModelArgs {
     /// Let plugins read and run the model's own Python code, in their sandbox; see "Models with code" in docs/operations.md
     #[arg(long, env = "HOST_TRUST_REMOTE_CODE", value_parser = BoolishValueParser::new())]
     pub trust_remote_code: bool,
+    /// What the model is served for: generate, pooling (embeddings, scores, reranking), or auto
+    #[arg(long, env = "HOST_RUNNER", default_value = "auto")]
+    pub(super) runner: RunnerArg,
+    /// What a model that generates becomes with --runner pooling: auto or embed; none leaves it as it is
+    #[arg(long, env = "HOST_CONVERT", default_value = "auto", value_parser = ["auto", "none", "embed"])]
+    pub(super) convert: String,
+    /// How a model pools, as JSON such as {"pooling_type": "MEAN", "use_activation": true} [default: what the model says,
+    /// else its last token, normalised]
+    #[arg(long, env = "HOST_POOLER_CONFIG", value_name = "JSON", alias = "override-pooler-config", value_parser = PoolerConfig::parse)]
+    pub(super) pooler_config: Option<PoolerConfig>,
     /// Load no tokenizer: prompts are token ids
     #[arg(long, env = "HOST_SKIP_TOKENIZER_INIT", value_parser = BoolishValueParser::new())]
     pub skip_tokenizer_init: bool,
@@ -139,6 +152,9 @@ pub(super) struct EngineArgs {
     /// Memory of the KV cache, e.g. 4GiB [default: what all sequences need, at most half of what is free]
     #[arg(long, env = "HOST_KV_CACHE_MEMORY", value_name = "SIZE", alias = "kv-cache-memory-bytes", value_parser = size)]
     pub(super) kv_cache_memory: Option<u64>,
+    /// The number of KV blocks of 16 tokens, whatever memory they take; to see how a server does with too few
+    #[arg(long, env = "HOST_NUM_GPU_BLOCKS_OVERRIDE", value_name = "N", value_parser = at_least_one)]
+    pub(super) num_gpu_blocks_override: Option<usize>,
     /// Upper bound of weights and KV cache together, as a share of the memory, 0 to 1 [default: none]
     #[arg(long, env = "HOST_GPU_MEMORY_UTILIZATION", value_name = "SHARE", conflicts_with = "kv_cache_memory", value_parser = share)]
     pub(super) gpu_memory_utilization: Option<f64>,
@@ -177,6 +193,16 @@ pub(super) enum LogFormat {
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunnerArg {
+    /// Pooling for folders of embedding models (with modules.json), else generation
+    Auto,
+    /// Text
+    Generate,
+    /// Vectors
+    Pooling,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExecutorArg {
     /// Kernels on the CPU, or the reference for a model that they cannot run
     Auto,
@@ -212,11 +238,14 @@ impl ModelArgs {
             max_waiting_tokens: engine.max_num_queued_tokens,
             enable_prefix_caching: !engine.no_enable_prefix_caching,
             kv_cache_memory: engine.kv_cache_memory,
+            kv_blocks: engine.num_gpu_blocks_override,
             memory_share: engine.gpu_memory_utilization,
             generation: self.generation()?,
             skip_tokenizer_init: self.skip_tokenizer_init,
             chat_template: self.chat_template.as_deref().map(chat_template).transpose()?,
             max_logprobs: self.max_logprobs,
+            runner: self.runner()?,
+            pooler: self.pooler_config.clone().unwrap_or_default(),
             ..LlmOptions::default()
         };
         options.hub.revision = self.revision.clone();
@@ -229,6 +258,26 @@ impl ModelArgs {
 }
 
 impl ModelArgs {
+    fn runner(&self) -> anyhow::Result<RunnerChoice> {
+        let runner = match (self.runner, self.convert.as_str()) {
+            // vLLM takes --convert embed alone for both.
+            (RunnerArg::Auto, "embed") => RunnerArg::Pooling,
+            (RunnerArg::Auto, "none") => RunnerArg::Generate,
+            (RunnerArg::Generate, "embed") => {
+                anyhow::bail!("--convert embed makes a model pool, and --runner generate forbids it; leave one out")
+            }
+            (RunnerArg::Pooling, "none") => anyhow::bail!(
+                "--runner pooling needs --convert embed: what there is are models that generate; leave --convert none out"
+            ),
+            (runner, _) => runner,
+        };
+        Ok(match runner {
+            RunnerArg::Auto => RunnerChoice::Auto,
+            RunnerArg::Generate => RunnerChoice::Generate,
+            RunnerArg::Pooling => RunnerChoice::Pooling,
+        })
+    }
+
     fn generation(&self) -> anyhow::Result<GenerationDefaults> {
         let source = match self.generation_config.as_str() {
             "auto" => GenerationSource::Model,

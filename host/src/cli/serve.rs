@@ -13,7 +13,9 @@ use super::args::{ModelArgs, size};
 use super::foreign::AlwaysArgs;
 use crate::llm::{Llm, LlmOptions};
 use crate::registry::sandbox_support;
-use crate::server::{self, CorsConfig, FormatChoice, ReasoningFormat, ServerConfig, TlsFiles, ToolFormat};
+#[cfg(unix)]
+use crate::server::UnixSocket;
+use crate::server::{self, CorsConfig, FormatChoice, Listener, ReasoningFormat, ServerConfig, TlsFiles, ToolFormat};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -34,6 +36,10 @@ struct ServerArgs {
     /// Port to listen on; 0: any free one
     #[arg(long, env = "HOST_PORT", default_value_t = 8000)]
     port: u16,
+    /// Listen on a Unix domain socket at this path; --host and --port have no part in it then
+    #[cfg(unix)]
+    #[arg(long, env = "HOST_UDS", value_name = "PATH")]
+    uds: Option<PathBuf>,
     /// Key that clients must send as bearer token; may be repeated [default: none needed]
     #[arg(long, env = "HOST_API_KEY", value_name = "KEY", num_args = 1.., value_delimiter = ',', hide_env_values = true)]
     api_key: Vec<String>,
@@ -209,11 +215,37 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 async fn serve(args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let config = args.server_config()?;
-    let (host, port) = (args.server.host.as_str(), args.server.port);
     // Before the model is loaded: a port that is taken should not cost minutes.
+    #[cfg(unix)]
+    if let Some(path) = args.server.uds.clone() {
+        let shown = path.display();
+        let socket = UnixSocket::bind(&path).with_context(|| format!("cannot listen on {shown} (--uds)"))?;
+        let place = Place { shown: format!("unix:{shown}"), private: true };
+        return serve_on(socket, place, args, config, started).await;
+    }
+    let (host, port) = (args.server.host.as_str(), args.server.port);
     let listener =
         listen(host, port).await.with_context(|| format!("cannot listen on {host}:{port} (--host, --port)"))?;
     let address = listener.local_addr()?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let place = Place { shown: format!("{scheme}://{address}/v1"), private: address.ip().is_loopback() };
+    serve_on(listener, place, args, config, started).await
+}
+
+/// Where a server listens.
+struct Place {
+    shown: String,
+    /// Only this machine reaches it.
+    private: bool,
+}
+
+async fn serve_on(
+    listener: impl Listener,
+    place: Place,
+    args: Args,
+    config: ServerConfig,
+    started: Instant,
+) -> anyhow::Result<()> {
     let mut stop = std::pin::pin!(stop_signal()?);
     let options = LlmOptions { seed: args.server.seed, ..args.model.options()? };
     for hole in sandbox_support().missing() {
@@ -225,13 +257,13 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         // The thread that loads ends with the process.
         () = &mut stop => { tracing::info!("stopped while loading"); std::process::exit(0) }
     };
-    if !address.ip().is_loopback() && config.api_keys.is_empty() {
-        tracing::warn!("listening on {address} without --api-key: whoever reaches this address can use the model");
+    let shown = place.shown;
+    if !place.private && config.api_keys.is_empty() {
+        tracing::warn!("listening on {shown} without --api-key: whoever reaches this address can use the model");
     }
-    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let seconds = started.elapsed().as_secs_f64();
     tracing::info!(seconds, "ready");
-    tracing::info!("serving {} on {scheme}://{address}/v1", llm.info().served_names.join(", "));
+    tracing::info!("serving {} on {shown}", llm.info().served_names.join(", "));
     let engine = llm.engine().clone();
     let result = server::serve(listener, llm, config, stop).await;
     engine.shutdown();

@@ -16,7 +16,17 @@ use super::params::{EngineEvent, EngineRequest, SamplingParams};
 use super::scheduler::Limits;
 use super::stats::{EngineState, Shared, Stats};
 use super::step::{self, Core};
-use crate::exec::{BLOCK_SIZE, ExecError, ExecSpec, Executor, PrefixCaching};
+use crate::exec::{BLOCK_SIZE, ExecError, ExecSpec, Executor, Gives, PrefixCaching};
+
+/// What an engine is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Runner {
+    /// Continues prompts; the executor gives logits.
+    #[default]
+    Generate,
+    /// Makes vectors of prompts; the executor gives hidden states.
+    Pooling,
+}
 
 /// Limits of an engine.
 #[derive(Debug, Clone)]
@@ -37,6 +47,8 @@ pub struct EngineConfig {
     pub max_waiting_tokens: Option<usize>,
     /// What seeds of requests without one are made from; `None`: the operating system.
     pub seed: Option<u64>,
+    /// What it is for.
+    pub runner: Runner,
 }
 
 impl EngineConfig {
@@ -51,6 +63,7 @@ impl EngineConfig {
             max_waiting: 1024,
             max_waiting_tokens: None,
             seed: None,
+            runner: Runner::Generate,
         }
     }
 
@@ -85,12 +98,16 @@ impl EngineConfig {
                 spec.kv_bytes_per_block
             ));
         }
-        if spec.vocab_size == 0 || spec.vocab_size > super::sampler::MAX_VOCAB {
-            return fail(format!(
-                "vocab_size is {}; supported are 1 to {}",
-                spec.vocab_size,
-                super::sampler::MAX_VOCAB
-            ));
+        let wanted = match self.runner {
+            Runner::Generate => Gives::Logits,
+            Runner::Pooling => Gives::HiddenStates,
+        };
+        if spec.gives != wanted {
+            return fail(format!("the executor gives {}, but the engine needs {}", spec.gives.name(), wanted.name()));
+        }
+        let (vocab_size, most) = (spec.row_width, super::sampler::MAX_VOCAB);
+        if self.runner == Runner::Generate && (vocab_size == 0 || vocab_size > most) {
+            return fail(format!("vocab_size is {vocab_size}; supported are 1 to {most}"));
         }
         Ok(())
     }
@@ -101,6 +118,7 @@ impl EngineConfig {
             max_num_batched_tokens: self.max_num_batched_tokens,
             kv_blocks: self.kv_blocks,
             window: spec.window,
+            extra_rows: spec.extra_rows,
             by_length: spec.by_length,
             prefix_cache: if self.enable_prefix_caching { spec.prefix_cache } else { PrefixCaching::Unsupported },
         }
@@ -157,6 +175,23 @@ pub enum SubmitError {
         /// The limit.
         max_model_len: usize,
     },
+    /// More than the context holds.
+    #[error(
+        "the input has {prompt} tokens, but the model's context length is {max_model_len}; shorten it or set \
+         truncate_prompt_tokens, or raise --max-model-len if the model allows it"
+    )]
+    InputTooLong {
+        /// Its tokens.
+        prompt: usize,
+        /// The limit.
+        max_model_len: usize,
+    },
+    /// A vector is wanted of an engine that generates.
+    #[error("this model is served for generation and gives no vectors; serve it with --runner pooling")]
+    OnlyGenerates,
+    /// A generation is wanted of an engine that pools.
+    #[error("this model is served with --runner pooling and generates nothing; serve it with --runner generate")]
+    OnlyPools,
     /// Could never run.
     #[error(
         "the request may need {needed} KV blocks (prompt of {prompt} tokens, max_tokens {max_tokens}), but the cache has \
@@ -309,24 +344,36 @@ impl EngineHandle {
     /// The length at which the sequence ends, if the request can run at all.
     fn check(&self, request: &EngineRequest) -> Result<usize, SubmitError> {
         let Inner { config, limits, spec, .. } = &*self.inner;
-        let EngineRequest { prompt, params, .. } = request;
-        if prompt.is_empty() {
-            return Err(SubmitError::EmptyPrompt);
+        let EngineRequest { prompt, params, pooling, .. } = request;
+        match (pooling, config.runner) {
+            (Some(_), Runner::Generate) => return Err(SubmitError::OnlyGenerates),
+            (None, Runner::Pooling) => return Err(SubmitError::OnlyPools),
+            _ => {}
         }
-        if prompt.len() >= config.max_model_len {
-            return Err(SubmitError::PromptTooLong { prompt: prompt.len(), max_model_len: config.max_model_len });
+        let (length, max_model_len) = (prompt.len(), config.max_model_len);
+        match (length, pooling) {
+            (0, _) => return Err(SubmitError::EmptyPrompt),
+            (_, None) if length >= max_model_len => {
+                return Err(SubmitError::PromptTooLong { prompt: length, max_model_len });
+            }
+            (_, Some(_)) if length > max_model_len => {
+                return Err(SubmitError::InputTooLong { prompt: length, max_model_len });
+            }
+            _ => {}
         }
         check_ids(prompt, params, spec)?;
-        let max_len = prompt.len().saturating_add(params.max_tokens.max(1)).min(config.max_model_len);
-        let needed = limits.peak_blocks(max_len - 1, max_len - 1); // the last token is never computed
+        // The last token of a generation is never computed.
+        let (max_len, computed) = match pooling {
+            Some(_) => (length, length),
+            None => {
+                let max_len = length.saturating_add(params.max_tokens.max(1)).min(max_model_len);
+                (max_len, max_len - 1)
+            }
+        };
+        let needed = limits.peak_blocks(computed, computed);
         if needed > config.kv_blocks {
-            let max_tokens = max_len - prompt.len();
-            return Err(SubmitError::ExceedsCache {
-                prompt: prompt.len(),
-                max_tokens,
-                needed,
-                total: config.kv_blocks,
-            });
+            let max_tokens = max_len - length;
+            return Err(SubmitError::ExceedsCache { prompt: length, max_tokens, needed, total: config.kv_blocks });
         }
         Ok(max_len)
     }
@@ -336,7 +383,10 @@ impl EngineHandle {
     pub fn max_request_tokens(&self) -> usize {
         let Inner { config, limits, .. } = &*self.inner;
         let all = config.max_model_len;
-        if limits.peak_blocks(all - 1, all - 1) <= config.kv_blocks { all } else { config.kv_blocks * BLOCK_SIZE + 1 }
+        let uncomputed = usize::from(config.runner == Runner::Generate);
+        let computed = all - uncomputed;
+        let fits = limits.peak_blocks(computed, computed) <= config.kv_blocks;
+        if fits { all } else { config.kv_blocks * BLOCK_SIZE + uncomputed }
     }
 
     /// A snapshot for metrics and health.
@@ -384,7 +434,7 @@ fn check_ids(prompt: &[u32], params: &SamplingParams, spec: &ExecSpec) -> Result
         let outside = (&mut ids).find(|&token| token as usize >= vocab_size);
         outside.map_or(Ok(()), |token| Err(SubmitError::TokenOutOfRange { field, token, vocab_size }))
     };
-    let out = |field, ids: &mut dyn Iterator<Item = u32>| below(spec.vocab_size, field, ids);
+    let out = |field, ids: &mut dyn Iterator<Item = u32>| below(spec.row_width, field, ids);
     below(spec.input_vocab_size, "prompt", &mut prompt.iter().copied())?;
     if params.prompt_logprobs.is_some() {
         out("prompt_logprobs", &mut prompt.iter().skip(1).copied())?;

@@ -2,6 +2,8 @@
 //! everything (`step.rs`); the rest of the program talks to it through [`EngineHandle`] over bounded
 //! channels. It never sees text, JSON or HTTP. Called by `llm`.
 //!
+//! An engine either generates or pools ([`Runner`]): its executor gives logits, or hidden states.
+//!
 //! [`scheduler`] is the policy and [`blocks`] the KV cache's bookkeeping; both are pure, so that property
 //! tests drive them. [`sampler`] turns logits into tokens. Whatever else runs, however a prompt is cut
 //! into chunks and whatever the prefix cache held: a request's tokens are the same.
@@ -10,6 +12,7 @@ pub mod blocks;
 mod guide;
 mod handle;
 mod params;
+mod pool;
 pub mod sampler;
 pub mod scheduler;
 mod sequence;
@@ -20,7 +23,8 @@ mod step;
 mod tests;
 
 pub use guide::{Guide, GuideError, Restriction};
-pub use handle::{Engine, EngineConfig, EngineError, EngineHandle, EventStream, SubmitError};
+pub use handle::{Engine, EngineConfig, EngineError, EngineHandle, EventStream, Runner, SubmitError};
 pub use params::{EngineEvent, EngineRequest, FinishReason, SamplingParams, Timings, TokenLogprobs};
+pub use pool::Pooling;
 pub use sequence::Sequence;
 pub use stats::{EngineState, STEP_BUCKETS, Stats};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::guide::Restriction;
+use super::pool::Pooling;
 
 /// How to choose tokens and when to stop. Every field is already in range: `llm::RequestParams::validate`
 /// reports what is not. [`Default`] is vLLM's defaults.
@@ -88,13 +89,15 @@ impl SamplingParams {
     }
 }
 
-/// A prompt to continue.
+/// A prompt to continue, or to make a vector of.
 #[derive(Debug, Clone)]
 pub struct EngineRequest {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
     /// How to continue.
     pub params: SamplingParams,
+    /// One vector is wanted and no token: `params` and `restriction` have no part in it.
+    pub pooling: Option<Pooling>,
     /// What the output is restricted to.
     pub restriction: Option<Arc<dyn Restriction>>,
     /// Lower runs first, as in vLLM; equal priorities run in order of submission.
@@ -170,6 +173,8 @@ pub enum EngineEvent {
         /// If asked for.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The prompt's vector; `Finished` comes next.
+    Pooled(Vec<f32>),
     /// The generation ended.
     Finished {
         /// Why.

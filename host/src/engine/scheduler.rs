@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use super::blocks::{BlockPool, FREED, first_block};
 use super::sequence::Sequence;
-use crate::exec::{BLOCK_SIZE, BlockId, MAX_PROMPT_ROWS, PrefixCaching};
+use crate::exec::{BLOCK_SIZE, BlockId, PrefixCaching};
 
 /// What the policy must not exceed.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Limits {
     pub window: Option<usize>,
     /// `Unsupported` also where the user switched it off.
     pub prefix_cache: PrefixCaching,
+    /// Rows in a step in excess of one a sequence.
+    pub extra_rows: usize,
     /// How what is computed depends on a sequence's length.
     pub by_length: Option<LengthDependence>,
 }
@@ -111,7 +113,7 @@ impl Scheduler {
     pub fn schedule(&mut self) -> Decision {
         let mut decision = Decision::default();
         let mut budget = self.limits.max_num_batched_tokens;
-        let mut rows = MAX_PROMPT_ROWS;
+        let mut rows = self.limits.extra_rows;
 
         // What runs goes on, in order. The last in order, which has no part in this step yet, gives way.
         let mut at = 0;

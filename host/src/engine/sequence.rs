@@ -26,7 +26,7 @@ pub struct Sequence {
     pub cached_tokens: usize,
     /// How often its blocks were taken away.
     pub preemptions: u32,
-    /// The next prompt position whose logits are wanted for `prompt_logprobs`.
+    /// The next prompt position whose row is wanted beside the last one's: for `prompt_logprobs`, or to pool.
     pub prompt_rows: Option<usize>,
     /// The class of its length, where what is computed depends on that. Goes into the block hashes.
     pub(super) class: u64,
@@ -43,8 +43,8 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence that has not run. `prompt_logprobs`: the logits of the prompt are wanted.
-    pub fn new(id: u64, priority: i32, prompt: Vec<u32>, prompt_logprobs: bool) -> Self {
+    /// A sequence that has not run. `all_rows`: those of all tokens of the prompt are wanted, not of the last alone.
+    pub fn new(id: u64, priority: i32, prompt: Vec<u32>, all_rows: bool) -> Self {
         let prompt_len = prompt.len();
         Self {
             id,
@@ -56,7 +56,7 @@ impl Sequence {
             blocks: Vec::new(),
             cached_tokens: 0,
             preemptions: 0,
-            prompt_rows: (prompt_logprobs && prompt_len > 1).then_some(0),
+            prompt_rows: (all_rows && prompt_len > 1).then_some(0),
             class: 0,
             cacheable: false,
             hashes: Vec::new(),

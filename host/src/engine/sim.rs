@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::exec::{
-    BLOCK_SIZE, BlockId, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step, StepSeq,
+    BLOCK_SIZE, BlockId, ExecError, ExecSpec, Executor, Gives, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step, StepSeq,
 };
 
 /// How to simulate.
@@ -33,8 +33,10 @@ impl SimOptions {
     pub fn new(vocab_size: usize) -> Self {
         Self {
             spec: ExecSpec {
-                vocab_size,
+                gives: Gives::Logits,
+                row_width: vocab_size,
                 input_vocab_size: vocab_size,
+                extra_rows: MAX_PROMPT_ROWS,
                 kv_bytes_per_block: BLOCK_SIZE * 8,
                 window: None,
                 prefix_cache: PrefixCaching::Shared,
@@ -105,7 +107,7 @@ impl SimExecutor {
             let from = |from| from < tokens.len();
             check(!matches!(logits, LogitRows::From(at) if !from(at)), || format!("sequence {id}: no such rows"))?;
         }
-        let most = spec.max_seqs + MAX_PROMPT_ROWS;
+        let most = spec.max_seqs + spec.extra_rows;
         check(rows <= most, || format!("{rows} rows of logits, at most {most} were announced"))
     }
 
@@ -159,7 +161,7 @@ impl SimExecutor {
             }
             if rows.contains(&position) {
                 let poisoned = self.options.poison == Some(token);
-                let row = (0..self.options.spec.vocab_size as u64).map(|token| logit(history, token));
+                let row = (0..self.options.spec.row_width as u64).map(|token| logit(history, token));
                 self.logits.extend(row.map(|logit| if poisoned { f32::NAN } else { logit }));
             }
         }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::Sender;
 use super::guide::Guide;
 use super::handle::{Command, Submission};
 use super::params::{EngineEvent, FinishReason, SamplingParams, Timings, TokenLogprobs};
+use super::pool::{Pool, Pooling};
 use super::sampler::{History, SampleError, Sampler};
 use super::scheduler::{Limits, Outcome, Scheduler};
 use super::sequence::Sequence;
@@ -53,6 +54,8 @@ struct Request {
     max_len: usize,
     history: History,
     guide: Option<Box<dyn Guide>>,
+    /// Not a token but a vector is wanted.
+    pool: Option<Pool>,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     events: Sender<EngineEvent>,
     /// Counts towards `Shared::queued`, with this many tokens.
@@ -74,22 +77,48 @@ impl Request {
         Timings { arrival, first_scheduled, first_token, finished: Instant::now() }
     }
 
-    /// Takes the logits that the step gave for `seq`: reports on its prompt, chooses its next token.
-    fn take_logits(
+    /// Takes the rows that the step gave for `seq`: reports on its prompt, chooses its next token or pools.
+    fn take_rows(
         &mut self,
         seq: &Sequence,
         rows: &[f32],
-        vocab: usize,
+        width: usize,
         sampler: &mut Sampler,
         shared: &Shared,
     ) -> Outcome {
-        match self.try_take_logits(seq, rows, vocab, sampler, shared) {
+        if self.pool.is_some() {
+            return self.take_hidden(seq, rows, width, shared);
+        }
+        match self.try_take_logits(seq, rows, width, sampler, shared) {
             Ok(outcome) => outcome,
             Err(error) => {
                 self.send(EngineEvent::Failed(error.to_string()));
                 Outcome::Finish
             }
         }
+    }
+
+    fn take_hidden(&mut self, seq: &Sequence, rows: &[f32], width: usize, shared: &Shared) -> Outcome {
+        let Some(pool) = &mut self.pool else { return Outcome::Finish };
+        pool.push(rows, width);
+        if !seq.samples() {
+            return Outcome::Continue;
+        }
+        let vector = pool.finish();
+        shared.prompt_tokens.fetch_add(seq.prompt_len as u64, Relaxed);
+        shared.prompt_cached.fetch_add(seq.cached_tokens as u64, Relaxed);
+        if vector.iter().all(|x| x.is_finite()) {
+            self.send(EngineEvent::Pooled(vector));
+            self.send_finished(seq, FinishReason::Stop, None);
+        } else {
+            self.send(EngineEvent::Failed("the model gave a hidden state that is not finite".into()));
+        }
+        Outcome::Finish
+    }
+
+    fn send_finished(&self, seq: &Sequence, reason: FinishReason, stop_token: Option<u32>) {
+        let Sequence { cached_tokens, preemptions, .. } = *seq;
+        self.send(EngineEvent::Finished { reason, stop_token, cached_tokens, preemptions, timings: self.timings() });
     }
 
     fn try_take_logits(
@@ -143,8 +172,7 @@ impl Request {
             None if seq.tokens.len() + 1 >= self.max_len => FinishReason::Length,
             None => return Ok(Outcome::Token(token)),
         };
-        let Sequence { cached_tokens, preemptions, .. } = *seq;
-        self.send(EngineEvent::Finished { reason, stop_token, cached_tokens, preemptions, timings: self.timings() });
+        self.send_finished(seq, reason, stop_token);
         Ok(Outcome::Finish)
     }
 }
@@ -163,7 +191,7 @@ fn step_seq(seq: &Sequence) -> StepSeq<'_> {
 /// Everything that the engine's thread owns.
 pub(super) struct Core {
     executor: Box<dyn Executor>,
-    vocab_size: usize,
+    row_width: usize,
     scheduler: Scheduler,
     sampler: Sampler,
     requests: BTreeMap<u64, Request>,
@@ -172,9 +200,9 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(executor: Box<dyn Executor>, limits: Limits, shared: Arc<Shared>) -> Self {
-        let vocab_size = executor.spec().vocab_size;
+        let row_width = executor.spec().row_width;
         let scheduler = Scheduler::new(limits);
-        Self { executor, vocab_size, scheduler, sampler: Sampler::default(), requests: BTreeMap::new(), shared }
+        Self { executor, row_width, scheduler, sampler: Sampler::default(), requests: BTreeMap::new(), shared }
     }
 
     fn serve(&mut self, commands: &Receiver<Command>) {
@@ -214,10 +242,11 @@ impl Core {
     /// Queues a request.
     pub(super) fn add(&mut self, submission: Submission) {
         let Submission { id, seed, request, guide, max_len, events } = submission;
-        let super::EngineRequest { prompt, params, restriction: _, priority, arrival } = request;
+        let super::EngineRequest { prompt, params, pooling, restriction: _, priority, arrival } = request;
         let history = History::new(&prompt, &params);
         let prompt_len = prompt.len();
-        self.scheduler.add(Sequence::new(id, priority, prompt, params.prompt_logprobs.is_some()));
+        let all_rows = params.prompt_logprobs.is_some() || pooling.is_some_and(Pooling::wants_all);
+        self.scheduler.add(Sequence::new(id, priority, prompt, all_rows));
         let prompt_logprobs = if params.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         let request = Request {
             params,
@@ -226,6 +255,7 @@ impl Core {
             max_len,
             history,
             guide,
+            pool: pooling.map(Pool::new),
             prompt_logprobs,
             events,
             queued: true,
@@ -327,23 +357,23 @@ impl Core {
 
     /// Runs what is scheduled.
     fn execute(&mut self) -> Result<(), ExecError> {
-        let Self { executor, scheduler, sampler, requests, shared, vocab_size: vocab, .. } = self;
+        let Self { executor, scheduler, sampler, requests, shared, row_width: width, .. } = self;
         let scheduled = scheduler.running().iter().filter(|seq| seq.scheduled > 0);
         let seqs: Vec<StepSeq<'_>> = scheduled.clone().map(step_seq).collect();
         let rows: usize = scheduled.map(|seq| seq.logit_positions().len()).sum();
         let logits = executor.execute(&Step { seqs: &seqs })?;
-        if logits.len() != rows * *vocab {
+        if logits.len() != rows * *width {
             let got = logits.len();
-            return Err(ExecError::Failed(format!("expected {rows} rows of {vocab} logits, got {got} values")));
+            return Err(ExecError::Failed(format!("expected {rows} rows of {width} numbers, got {got}")));
         }
         drop(seqs);
         let mut rest = logits;
         let mut finished = Vec::new();
         scheduler.complete(|seq| {
-            let (rows, after) = rest.split_at(seq.logit_positions().len() * *vocab);
+            let (rows, after) = rest.split_at(seq.logit_positions().len() * *width);
             rest = after;
             let outcome = match requests.get_mut(&seq.id) {
-                Some(request) => request.take_logits(seq, rows, *vocab, sampler, shared),
+                Some(request) => request.take_rows(seq, rows, *width, sampler, shared),
                 None => Outcome::Finish,
             };
             if outcome == Outcome::Finish {

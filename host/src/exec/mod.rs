@@ -5,7 +5,7 @@
 pub mod cpu;
 pub mod reference;
 
-use plugin_api::LengthDependence;
+use plugin_api::{Graph, LengthDependence, Value};
 
 /// Arithmetic of a model's matrix products, `--dtype`. Everything beside them is computed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,15 +66,16 @@ impl Quantization {
 /// Tokens in one KV block.
 pub const BLOCK_SIZE: usize = 16;
 
-/// The most logit rows that the engine asks for *in excess of one row a sequence* in one step (they are
-/// for `prompt_logprobs`). So a step never has more than `max_seqs + MAX_PROMPT_ROWS` rows.
+/// The most rows of logits that the engine asks for *in excess of one row a sequence* in one step (they are
+/// for `prompt_logprobs`). So a step never has more than `max_seqs + MAX_PROMPT_ROWS` rows. Hidden states are narrower:
+/// there, every token of a step may have its row ([`ExecSpec::extra_rows`]).
 pub const MAX_PROMPT_ROWS: usize = 64;
 
 /// A block of the KV cache. `BlockId::MAX` stands for a block that was freed because it lies outside
 /// every sliding window; it is never read.
 pub type BlockId = u32;
 
-/// Which rows of logits a sequence wants from a step.
+/// Which rows, of logits or of hidden states, a sequence wants from a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogitRows {
     /// None (the middle of a prompt).
@@ -118,13 +119,50 @@ pub enum PrefixCaching {
     Unsupported,
 }
 
+/// What the rows are that an executor gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gives {
+    /// Logits over the vocabulary: what the graph `decode` has.
+    Logits,
+    /// What the last linear layer reads: what [`crate::graph::embed`] makes of it.
+    HiddenStates,
+}
+
+impl Gives {
+    /// The name of the graph's output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Gives::Logits => "logits",
+            Gives::HiddenStates => "hidden",
+        }
+    }
+
+    /// How many token ids a graph takes that gives rows of this width: where no embedding says it, logits do; hidden states
+    /// say nothing.
+    pub fn input_vocab_size(self, graph: &Graph, row_width: usize) -> usize {
+        graph.input_vocab_size().unwrap_or(match self {
+            Gives::Logits => row_width,
+            Gives::HiddenStates => usize::MAX,
+        })
+    }
+
+    /// What a graph gives, and where.
+    pub fn of(graph: &Graph) -> Option<(Gives, Value)> {
+        [Gives::Logits, Gives::HiddenStates].into_iter().find_map(|gives| Some((gives, graph.output(gives.name())?)))
+    }
+}
+
 /// What the engine must know of an executor.
 #[derive(Debug, Clone)]
 pub struct ExecSpec {
-    /// Width of a row of logits.
-    pub vocab_size: usize,
+    /// What its rows are.
+    pub gives: Gives,
+    /// Numbers in a row: of logits, as many as the vocabulary has tokens.
+    pub row_width: usize,
     /// Token ids that a sequence may have: rows of the embedding, which can be more than the head has.
     pub input_vocab_size: usize,
+    /// The most rows of one step in excess of one a sequence.
+    pub extra_rows: usize,
     /// Bytes of one KV block over all layers.
     pub kv_bytes_per_block: usize,
     /// If *all* layers have a sliding window: the largest. Blocks wholly before `computed - window` may be freed.
@@ -171,7 +209,7 @@ pub trait Executor: Send {
     /// Allocates the KV cache. Called once, before the first step.
     fn allocate_cache(&mut self, blocks: usize) -> Result<(), ExecError>;
 
-    /// Runs one step and returns logits as `[rows, vocab]`, row-major, rows in the order of `step.seqs`.
+    /// Runs one step and returns its rows as `[rows, row_width]`, row-major, in the order of `step.seqs`.
     fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError>;
 
     /// The sequence was finished or preempted: executors that keep state per sequence drop it.

@@ -9,6 +9,7 @@ mod constants;
 mod cse;
 mod dce;
 pub(crate) mod elementwise;
+mod embed;
 mod fold;
 mod fuse;
 mod layout;
@@ -19,6 +20,7 @@ mod rewrite;
 pub mod rows;
 mod select;
 
+pub use embed::{EmbedError, embed};
 use plugin_api::Graph;
 use plugin_api::spec::{self, SpecError};
 

@@ -363,9 +363,14 @@ fn is_small_file(path: &str) -> bool {
     if let Some(name) = path.strip_prefix("additional_chat_templates/") {
         return is_plain_name(name) && name.ends_with(".jinja");
     }
-    const NAMES: [&str; 8] = [
+    // How sentence-transformers says what an embedding model pools.
+    if let Some(folder) = path.strip_suffix("_Pooling/config.json") {
+        return folder.chars().all(|c| c.is_ascii_digit());
+    }
+    const NAMES: [&str; 9] = [
         "config.json",
         "generation_config.json",
+        "modules.json",
         "special_tokens_map.json",
         "added_tokens.json",
         "vocab.json",

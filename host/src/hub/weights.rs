@@ -28,7 +28,7 @@ pub struct Weights {
 }
 
 struct Inner {
-    files: Vec<Source>,
+    files: Arc<Vec<Source>>,
     /// Sorted by name.
     tensors: Vec<(String, Stored)>,
     /// Bytes of tensors that were released.
@@ -138,7 +138,7 @@ impl Weights {
         }
         let weights = Self {
             inner: Arc::new(Inner {
-                files,
+                files: Arc::new(files),
                 tensors: tensors.into_iter().collect(),
                 released: AtomicU64::new(0),
                 packed: OnceLock::new(),
@@ -149,6 +149,19 @@ impl Weights {
             tracing::warn!(misaligned, "tensors are not aligned in their file and are copied to memory on first use");
         }
         Ok(weights)
+    }
+
+    /// The same tensors, with `prefix` in front of every name; before [`Weights::unpack`].
+    pub fn below(&self, prefix: &str) -> Self {
+        // One prefix for all keeps them sorted.
+        let renamed = |(name, stored): &(String, Stored)| {
+            let stored = Stored { file: stored.file, info: stored.info.clone(), copy: OnceLock::new() };
+            (format!("{prefix}{name}"), stored)
+        };
+        let tensors = self.inner.tensors.iter().map(renamed).collect();
+        let files = Arc::clone(&self.inner.files);
+        let (released, packed) = (AtomicU64::new(0), OnceLock::new());
+        Self { inner: Arc::new(Inner { files, tensors, released, packed }) }
     }
 
     /// Finds the matrices that are stored quantised, as `quantization_config` of the file `path` says. From then on each is
@@ -273,7 +286,7 @@ impl Weights {
 
     /// Asks the system to read the files ahead. A hint: failure is of no consequence.
     pub fn read_ahead(&self) {
-        for source in &self.inner.files {
+        for source in self.inner.files.iter() {
             source.read_ahead();
         }
     }

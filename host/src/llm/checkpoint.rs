@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::pooling;
 use super::settings::{GenerationSource, LlmOptions, LoadError, ModelSource};
 use crate::exec::Dtype;
 use crate::hub::{self, HubOptions, Weights};
@@ -73,6 +74,17 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Embedding models are often stored without their head, as the class below: `XModel` with the names that its tensors
+    /// have there. Plugins build whole models, so it gets the names that it has inside of one.
+    fn complete(config: &mut Value, weights: Weights) -> Weights {
+        if let Some(class) = config["architectures"][0].as_str().and_then(|name| name.strip_suffix("Model")) {
+            config["architectures"][0] = format!("{class}ForCausalLM").into();
+        }
+        let is_bare = weights.index_of("embed_tokens.weight").is_some();
+        let has_whole = weights.describe().any(|(name, ..)| name.starts_with("model."));
+        if is_bare && !has_whole { weights.below("model.") } else { weights }
+    }
+
     fn demo(options: &LlmOptions) -> Result<Checkpoint, LoadError> {
         let json = |bytes: &[u8]| -> Result<Value, LoadError> {
             serde_json::from_slice(bytes).map_err(|e| LoadError::Setting(format!("the built-in model is damaged: {e}")))
@@ -109,7 +121,10 @@ impl Checkpoint {
                 tokenizer
             }
         };
-        let (weights, mut config) = (Weights::open(&files.dir)?, files.config);
+        let (mut weights, mut config) = (Weights::open(&files.dir)?, files.config);
+        if pooling::pools(options, Some(&files.dir)) {
+            weights = Self::complete(&mut config, weights);
+        }
         // How weights are stored is not the plugins' business: they see what is stored.
         for field in ["quantization_config", "compression_config"] {
             let found = config.as_object_mut().and_then(|config| config.remove(field)).filter(|found| !found.is_null());

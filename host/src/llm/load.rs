@@ -4,16 +4,17 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use plugin_api::{Graph, Model, Sources, SpecError};
+use plugin_api::{Graph, Model, Sources, SpecError, Value};
 
 use super::build::{Built, build};
 use super::checkpoint::Checkpoint;
+use super::pooling::{self, Pooler};
 use super::settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError};
 use super::{Llm, ModelInfo};
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, Runner};
 use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan, QuantSummary};
 use crate::exec::reference::{Limits, ReferenceExecutor, checkpoint as f32_weights};
-use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, PrefixCaching, Quantization};
+use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, Gives, PrefixCaching, Quantization};
 use crate::graph;
 use crate::hub::Weights;
 use crate::registry::Selected;
@@ -28,8 +29,10 @@ pub struct Blueprint {
     pub sources: Sources,
     /// What the plugin returned, verified.
     pub model: Model,
-    /// The optimised graph `decode`.
+    /// The graph that runs, optimised: `decode`, or what [`graph::embed`] made of it.
     pub graph: Graph,
+    /// How the model pools; None: it generates.
+    pub pooler: Option<Pooler>,
     /// The arithmetic chosen.
     pub dtype: Dtype,
     /// What matrices are quantised to, if that was asked for.
@@ -50,7 +53,13 @@ impl Blueprint {
         let failed = |error: SpecError| LoadError::Pass { architecture: architecture.clone(), error: Box::new(error) };
         // `build_model` verified that there is a `decode`.
         let decode = model.graphs.get("decode").cloned().unwrap_or_default();
-        let graph = graph::optimise(&decode).map_err(failed)?;
+        let mut graph = graph::optimise(&decode).map_err(failed)?;
+        let mut pooler = None;
+        if pooling::pools(options, checkpoint.dir.as_deref()) {
+            graph = graph::embed(&graph).map_err(|e| about(&checkpoint, e))?;
+            let width = graph.output(Gives::HiddenStates.name()).and_then(|v| width(&graph, v)).unwrap_or(0);
+            pooler = Some(Pooler::new(options, checkpoint.dir.as_deref(), &checkpoint.config, width)?);
+        }
         check_weights(&graph, &checkpoint.weights).map_err(|e| about(&checkpoint, e))?;
         let dtype = match options.dtype {
             DtypeChoice::Is(dtype) => dtype,
@@ -73,7 +82,13 @@ impl Blueprint {
             "model found"
         );
         let quantization = options.quantization;
-        Ok(Blueprint { checkpoint, plugin, sources, model, graph, dtype, quantization, kv_cache_dtype })
+        Ok(Blueprint { checkpoint, plugin, sources, model, graph, pooler, dtype, quantization, kv_cache_dtype })
+    }
+
+    /// How many tokens the model knows: the width of its logits.
+    pub fn vocab_size(&self) -> usize {
+        let decode = self.model.graphs.get("decode");
+        decode.and_then(|graph| width(graph, graph.output(Gives::Logits.name())?)).unwrap_or(0)
     }
 
     /// The plan of the CPU executor, with the graph that it refers to. Not every graph has one.
@@ -140,9 +155,12 @@ impl Blueprint {
 
     fn reference(&self, options: &LlmOptions) -> Result<Box<dyn Executor>, LoadError> {
         let limits = Limits { max_tokens: options.max_num_batched_tokens, max_seqs: options.max_num_seqs };
-        let executor = ReferenceExecutor::new(&self.model, &f32_weights(&self.checkpoint.weights), limits)
-            .map_err(|e| about(&self.checkpoint, ExecError::from(e)))?;
-        Ok(Box::new(executor))
+        let weights = f32_weights(&self.checkpoint.weights);
+        let executor = match self.pooler {
+            None => ReferenceExecutor::new(&self.model, &weights, limits),
+            Some(_) => ReferenceExecutor::of_graph(&self.graph, &weights, limits),
+        };
+        Ok(Box::new(executor.map_err(|e| about(&self.checkpoint, ExecError::from(e)))?))
     }
 }
 
@@ -184,7 +202,7 @@ impl Llm {
                 false => options.served_names.clone(),
             },
             max_model_len,
-            vocab_size: spec.vocab_size,
+            vocab_size: blueprint.vocab_size(),
             input_vocab_size: spec.input_vocab_size,
             plugin: blueprint.plugin.description.name.clone(),
             plugin_version: blueprint.plugin.description.version.clone(),
@@ -197,6 +215,7 @@ impl Llm {
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             max_logprobs: options.max_logprobs,
             kv_cache_dtype: blueprint.kv_cache_dtype.name().to_owned(),
+            pooler: blueprint.pooler.clone(),
         };
         check_vocabulary(checkpoint, &spec);
         let config = EngineConfig {
@@ -208,6 +227,10 @@ impl Llm {
             max_waiting: options.max_waiting,
             max_waiting_tokens: options.max_waiting_tokens,
             seed: options.seed,
+            runner: match blueprint.pooler {
+                None => Runner::Generate,
+                Some(_) => Runner::Pooling,
+            },
         };
         let engine = Engine::start(executor, config)?;
         phase.done("engine");
@@ -235,6 +258,11 @@ impl Llm {
 /// The error with the model's name.
 pub(super) fn about(checkpoint: &Checkpoint, error: impl Into<LoadError>) -> LoadError {
     LoadError::Model { name: checkpoint.name.clone(), error: Box::new(error.into()) }
+}
+
+/// Numbers in a row of a value `[R, n]`.
+fn width(graph: &Graph, value: Value) -> Option<usize> {
+    graph.ty(value).shape.0.get(1)?.as_const().and_then(|n| usize::try_from(n).ok())
 }
 
 /// Every weight that the graph reads is in the checkpoint with its shape; others are mentioned.

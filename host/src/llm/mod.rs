@@ -40,6 +40,7 @@ mod load;
 mod model_code;
 mod options;
 mod output;
+mod pooling;
 mod settings;
 mod stop;
 #[cfg(test)]
@@ -57,8 +58,9 @@ pub use load::{Blueprint, Chosen};
 pub use options::RequestParams as SamplingParams;
 pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams};
 pub use output::{Finish, Generation, Output, StopReason};
+pub use pooling::{Embedding, Matryoshka, Pooled, Pooler, PoolerConfig, cosine};
 pub use settings::{
-    DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, LoadError, ModelSource,
+    DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, LoadError, ModelSource, RunnerChoice,
 };
 
 use guide::Compiler;
@@ -206,7 +208,7 @@ impl Llm {
         let Some(tokenizer) = tokenizer else {
             return Err(LlmError::NoTokenizer { field: "structured_outputs", instead: "use allowed_token_ids" });
         };
-        Ok(compiler.compile(structure, tokenizer, engine.spec().vocab_size, &generation_config.eos_token_ids)?)
+        Ok(compiler.compile(structure, tokenizer, engine.spec().row_width, &generation_config.eos_token_ids)?)
     }
 
     /// Checks, tokenises and queues a request. Does not wait for the engine; tokenising a long text takes
@@ -304,6 +306,7 @@ impl Llm {
         let request = |params: &engine::SamplingParams| EngineRequest {
             prompt: prompt.clone(),
             params: params.clone(),
+            pooling: None,
             restriction: restriction.clone(),
             priority,
             arrival,

@@ -2,6 +2,7 @@
 //! talks to the engine. Filled by `server` and `cli`.
 
 use super::guide::Grammar;
+use super::pooling::Pooler;
 use crate::engine::sampler::derive_seed;
 use crate::engine::{EngineHandle, SamplingParams};
 
@@ -38,6 +39,8 @@ pub struct ModelInfo {
     pub max_logprobs: i64,
     /// Element type of the KV cache.
     pub kv_cache_dtype: String,
+    /// How it pools; None: it generates.
+    pub pooler: Option<Pooler>,
 }
 
 impl Default for ModelInfo {
@@ -58,6 +61,7 @@ impl Default for ModelInfo {
             created: 0,
             max_logprobs: 20,
             kv_cache_dtype: String::new(),
+            pooler: None,
         }
     }
 }
@@ -294,7 +298,7 @@ impl RequestParams {
         eos_token_ids: &[u32],
         engine: &EngineHandle,
     ) -> SamplingParams {
-        let vocab_size = engine.spec().vocab_size;
+        let vocab_size = engine.spec().row_width;
         let count = |wanted: Option<i64>| wanted.map(|count| usize::try_from(count).unwrap_or(vocab_size));
         let room = engine.max_request_tokens().saturating_sub(prompt_len).max(1);
         SamplingParams {

@@ -156,6 +156,7 @@ impl Choice {
                     self.finish(output, reason, stop.map(StopReason::Token), timings);
                 }
             }
+            EngineEvent::Pooled(_) => {} // not of a generation
             EngineEvent::Failed(message) => return Err(LlmError::Failed(message)),
         }
         Ok(())

@@ -2,8 +2,10 @@
 
 use plugin_api::SpecError;
 
+use super::pooling::PoolerConfig;
 use crate::engine::EngineError;
 use crate::exec::{Dtype, ExecError, Quantization};
+use crate::graph::EmbedError;
 use crate::hub::{HubError, HubOptions};
 use crate::registry::{ModelImpl, PluginError, RegistryError, RegistryOptions, SelectError};
 use crate::text::TextError;
@@ -38,6 +40,18 @@ pub enum ExecutorKind {
     Cpu,
     /// Op by op, slow: the oracle.
     Reference,
+}
+
+/// `--runner`: what the model is served for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RunnerChoice {
+    /// Vectors, if the folder is an embedding model's (it has `modules.json`); else generation.
+    #[default]
+    Auto,
+    /// Text.
+    Generate,
+    /// Vectors.
+    Pooling,
 }
 
 /// Everything that can be chosen about a model. `Default` serves the demo model.
@@ -94,6 +108,10 @@ pub struct LlmOptions {
     pub chat_template: Option<String>,
     /// The most logprobs that a request may ask for; -1: no limit.
     pub max_logprobs: i64,
+    /// What the model is served for.
+    pub runner: RunnerChoice,
+    /// How it pools.
+    pub pooler: PoolerConfig,
 }
 
 /// Where defaults of sampling parameters come from.
@@ -145,6 +163,8 @@ impl Default for LlmOptions {
             skip_tokenizer_init: false,
             chat_template: None,
             max_logprobs: 20,
+            runner: RunnerChoice::Auto,
+            pooler: PoolerConfig::default(),
         }
     }
 }
@@ -190,6 +210,9 @@ pub enum LoadError {
         /// What is wrong.
         error: Box<SpecError>,
     },
+    /// It has no vectors to give.
+    #[error("--runner pooling: {0}")]
+    Embed(#[from] EmbedError),
     /// The executor.
     #[error(transparent)]
     Exec(#[from] ExecError),

@@ -42,6 +42,7 @@ fn describe(state: &AppState, name: &str) -> Value {
             "plugin_version": info.plugin_version,
             "model_impl": info.model_impl,
             "transformers": info.transformers,
+            "runner": if info.pooler.is_some() { "pooling" } else { "generate" },
             "executor": info.executor,
             "architecture": info.architecture,
             "dtype": info.dtype,

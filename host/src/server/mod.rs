@@ -14,12 +14,14 @@ mod config;
 mod cors;
 mod error;
 mod info;
+mod listen;
 mod logprobs;
 mod metrics;
 mod middleware;
 mod openapi;
 mod page;
 mod parsers;
+mod pooling;
 mod protocol;
 mod render;
 mod responses;
@@ -44,6 +46,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use config::{FormatChoice, ServerConfig};
 pub use cors::{CorsConfig, CorsError};
 pub use error::ApiError;
+#[cfg(unix)]
+pub use listen::UnixSocket;
+pub use listen::{Listener, Socket};
 pub use middleware::random_key;
 pub use parsers::{ReasoningFormat, ToolFormat};
 pub use serve::{ServerError, serve};
@@ -61,6 +66,12 @@ fn router(state: Arc<AppState>) -> Result<Router, CorsError> {
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/responses", post(responses::handle))
+        .route("/v1/embeddings", post(pooling::embeddings))
+        .route("/v1/score", post(pooling::scores))
+        .route("/score", post(pooling::scores))
+        .route("/v1/rerank", post(pooling::reranking))
+        .route("/v2/rerank", post(pooling::reranking))
+        .route("/rerank", post(pooling::reranking))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
         .route("/", get(page::page))

@@ -11,6 +11,7 @@ use super::anthropic::{CountRequest, MessagesRequest};
 use super::protocol::chat::ChatRequest;
 use super::protocol::completion::CompletionRequest;
 use super::protocol::describe::Describe;
+use super::protocol::pooling::{EmbeddingRequest, RerankRequest, ScoreRequest};
 use super::protocol::tokenize::{DetokenizeRequest, TokenizeRequest};
 use super::responses::ResponsesRequest;
 
@@ -34,6 +35,8 @@ type Body = (&'static str, fn() -> Value);
 type Route = (&'static str, &'static str, &'static str, Option<Body>, Answers);
 
 const COMPLETION: Option<Body> = Some(("CompletionRequest", CompletionRequest::schema));
+const SCORE: Option<Body> = Some(("ScoreRequest", ScoreRequest::schema));
+const RERANK: Option<Body> = Some(("RerankRequest", RerankRequest::schema));
 const CHAT: Option<Body> = Some(("ChatRequest", ChatRequest::schema));
 
 const ROUTES: &[Route] = &[
@@ -62,6 +65,18 @@ const ROUTES: &[Route] = &[
         Some(("ResponsesRequest", ResponsesRequest::schema)),
         Answers::ObjectOrEvents,
     ),
+    (
+        "post",
+        "/v1/embeddings",
+        "Vectors of texts, for models served with --runner pooling",
+        Some(("EmbeddingRequest", EmbeddingRequest::schema)),
+        Answers::Object,
+    ),
+    ("post", "/v1/score", "How alike texts are", SCORE, Answers::Object),
+    ("post", "/score", "How alike texts are", SCORE, Answers::Object),
+    ("post", "/v1/rerank", "Texts in the order of their likeness to a query", RERANK, Answers::Object),
+    ("post", "/v2/rerank", "Texts in the order of their likeness to a query", RERANK, Answers::Object),
+    ("post", "/rerank", "Texts in the order of their likeness to a query", RERANK, Answers::Object),
     ("get", "/v1/models", "The models served", None, Answers::Object),
     ("get", "/v1/models/{name}", "One of them", None, Answers::Object),
     (
@@ -219,6 +234,9 @@ mod tests {
         assert_eq!(fields("MessagesRequest"), read(names_of::<MessagesRequest>()));
         assert_eq!(fields("CountRequest"), read(names_of::<CountRequest>()));
         assert_eq!(fields("ResponsesRequest"), read(names_of::<ResponsesRequest>()));
+        assert_eq!(fields("EmbeddingRequest"), read(names_of::<EmbeddingRequest>()));
+        assert_eq!(fields("ScoreRequest"), read(names_of::<ScoreRequest>()));
+        assert_eq!(fields("RerankRequest"), read(names_of::<RerankRequest>()));
         assert_eq!(fields("TokenizeRequest"), read(names_of::<TokenizeRequest>()));
         let schemas = &description["components"]["schemas"];
         assert_eq!(schemas["ChatRequest"]["required"], json!(["messages"]));

@@ -103,7 +103,7 @@ fn shutting_down() -> ApiError {
 }
 
 /// How an engine's refusal or failure looks from outside.
-fn from_llm(error: LlmError) -> ApiError {
+pub(crate) fn from_llm(error: LlmError) -> ApiError {
     let message = error.to_string();
     match error {
         LlmError::Submit(SubmitError::QueueFull { .. } | SubmitError::TokensQueued { .. }) => {
@@ -111,6 +111,8 @@ fn from_llm(error: LlmError) -> ApiError {
         }
         LlmError::Submit(SubmitError::Draining | SubmitError::Stopped) => ApiError::unavailable(message),
         LlmError::Submit(SubmitError::TokenOutOfRange { field, .. }) => ApiError::field(field, message),
+        LlmError::Submit(SubmitError::OnlyGenerates | SubmitError::OnlyPools) => ApiError::bad_request(message),
+        LlmError::Submit(SubmitError::InputTooLong { .. }) => ApiError::field("input", message),
         LlmError::Submit(SubmitError::EmptyPrompt | SubmitError::PromptTooLong { .. }) => {
             ApiError::field("prompt", message)
         }

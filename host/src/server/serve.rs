@@ -12,13 +12,13 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::config::ServerConfig;
 use super::cors::CorsError;
+use super::listen::{Listener, Socket};
 use super::stall::Stall;
 use super::state::{AppState, Phase};
 use crate::llm::Llm;
@@ -41,7 +41,7 @@ pub enum ServerError {
 /// run may finish within [`ServerConfig::shutdown_timeout`]; what is left is ended with an error. The engine itself
 /// is the caller's to stop.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Listener,
     llm: Llm,
     config: ServerConfig,
     shutdown: impl Future<Output = ()>,
@@ -84,17 +84,11 @@ pub async fn serve(
 }
 
 /// The next connection. Errors that concern one connection, or that pass, are waited out.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept<L: Listener>(listener: &L, permits: &Arc<Semaphore>) -> io::Result<(L::Socket, OwnedSemaphorePermit)> {
     let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     loop {
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                // Each token is a small write that should leave at once.
-                if let Err(error) = socket.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-                return Ok((socket, permit));
-            }
+        match listener.next().await {
+            Ok(socket) => return Ok((socket, permit)),
             Err(error) => match error.kind() {
                 io::ErrorKind::ConnectionAborted
                 | io::ErrorKind::ConnectionReset
@@ -112,7 +106,7 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<
 
 /// Serves one connection to its end.
 async fn connection(
-    socket: TcpStream,
+    socket: impl Socket,
     _permit: OwnedSemaphorePermit,
     app: Router,
     state: Arc<AppState>,
@@ -122,7 +116,7 @@ async fn connection(
     let mut phase = state.phase.subscribe();
     // A client that connects and asks nothing must hold up neither the drain nor a connection slot.
     tokio::select! {
-        ready = tokio::time::timeout(patience, socket.readable()) => match ready {
+        ready = tokio::time::timeout(patience, socket.wait_readable()) => match ready {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return,
         },

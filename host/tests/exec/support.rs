@@ -139,7 +139,7 @@ pub(super) fn by_cpu(
     way: Way,
     seed: u64,
 ) -> Result<Vec<Vec<f32>>, ExecError> {
-    let width = executor.spec().vocab_size;
+    let width = executor.spec().row_width;
     let per_seq = seqs.iter().map(|s| s.len().div_ceil(BLOCK_SIZE)).max().unwrap_or(1);
     executor.allocate_cache(per_seq * seqs.len() + 3)?;
     let blocks: Vec<BlockId> = Random(seed).shuffled(per_seq * seqs.len() + 3);

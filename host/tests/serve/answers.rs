@@ -113,3 +113,103 @@ fn a_large_cache_costs_nothing_until_it_is_used() {
     let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(kib < 1 << 20, "{kib} KiB");
 }
+
+/// The last state of a prompt, as the server gives it, times the head is what torch has for logits.
+#[test]
+fn a_model_that_pools_gives_the_states_behind_torchs_logits() {
+    let place = Place::new();
+    let folder = Folder::llama(&place.path("models"));
+    let raw = json!({"use_activation": false});
+    let flags = ["--runner", "pooling", "--dtype", "float32", "--pooler-config", &raw.to_string()];
+    let server = place.serve(&[&[folder.arg()], &flags[..]].concat());
+    let head = folder.floats("lm_head.weight");
+    let vector = |ids: &[u32]| -> Vec<f64> {
+        let answer = server.ok("/v1/embeddings", &json!({"input": ids}));
+        answer["data"][0]["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    for golden in host_zoo::entry("llama").unwrap().golden().unwrap().prompts {
+        let state = vector(&golden.prompt_ids);
+        let rows = head.chunks_exact(state.len());
+        let logits: Vec<f64> = rows.map(|row| row.iter().zip(&state).map(|(&w, x)| f64::from(w) * x).sum()).collect();
+        assert_eq!(logits.len(), golden.last_logits.len());
+        let worst = logits.iter().zip(&golden.last_logits).map(|(a, &b)| (a - f64::from(b)).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-3, "logits differ by {worst}");
+    }
+    let text = json!({"prompt": [1, 2]}).to_string();
+    server.refused("/v1/completions", text.as_bytes(), 400, &["--runner generate"]);
+
+    // The mean of all states, and the same for the class without a head, as sentence-transformers stores it.
+    let ids: Vec<u32> = (1..40).collect();
+    let states: Vec<Vec<f64>> = (1..=ids.len()).map(|end| vector(&ids[..end])).collect();
+    let mean: Vec<f64> =
+        (0..states[0].len()).map(|i| states.iter().map(|state| state[i]).sum::<f64>() / states.len() as f64).collect();
+    drop(server);
+    folder.set("architectures", json!(["LlamaModel"]));
+    folder.rename(|name| name.strip_prefix("model.").map(str::to_owned));
+    let transformer = json!({"path": "", "type": "sentence_transformers.models.Transformer"});
+    let pooling = json!({"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"});
+    folder.put("modules.json", json!([transformer, pooling]).to_string());
+    std::fs::create_dir(folder.dir.join("1_Pooling")).unwrap();
+    folder.put("1_Pooling/config.json", json!({"pooling_mode_mean_tokens": true}).to_string());
+    let server = place.serve(&[folder.arg(), "--dtype", "float32"]);
+    let answer = server.ok("/v1/embeddings", &json!({"input": ids}));
+    let found: Vec<f64> =
+        answer["data"][0]["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    let worst = found.iter().zip(&mean).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(worst < 1e-5, "the mean differs by {worst}");
+}
+
+#[test]
+fn the_number_of_blocks_can_be_given() {
+    let place = Place::new();
+    let server = place.serve(&["--num-gpu-blocks-override", "70"]);
+    let metrics = server.get("/metrics").text();
+    assert!(metrics.contains("num_gpu_blocks=\"70\""), "{metrics}");
+    // 64 blocks hold one sequence of the demo model's context; fewer shorten it.
+    let server = place.serve(&["--num-gpu-blocks-override", "10"]);
+    assert_eq!(server.get("/v1/models").json()["data"][0]["max_model_len"], 160);
+}
+
+/// What lm-eval's `local-completions` asks: echo, log-probabilities, one token more than is read, prompts as token ids. The
+/// log-likelihoods of every possible continuation of a golden's prompt are torch's.
+#[test]
+fn log_likelihoods_are_torchs() {
+    let place = Place::new();
+    for name in ["llama", "llama__rope_llama3", "llama__tied_gqa1", "mistral", "qwen2"] {
+        let entry = host_zoo::entry(name).unwrap();
+        let folder = entry.materialize(&place.path("models")).unwrap();
+        let server = place.serve(&[folder.to_str().unwrap(), "--served-model-name", "tiny", "--dtype", "float32"]);
+        for golden in entry.golden().unwrap().prompts {
+            let logits: Vec<f64> = golden.last_logits.iter().map(|&x| x.into()).collect();
+            let most = logits.iter().fold(f64::MIN, |a, &b| a.max(b));
+            let norm = most + logits.iter().map(|x| (x - most).exp()).sum::<f64>().ln();
+            let context = golden.prompt_ids.len();
+            let prompts: Vec<Vec<u32>> = (0..logits.len() as u32)
+                .map(|next| golden.prompt_ids.iter().copied().chain([next]).collect())
+                .collect();
+            let answer = server.ok(
+                "/v1/completions",
+                &json!({"model": "tiny", "prompt": prompts, "max_tokens": 1, "temperature": 0, "logprobs": 1,
+                        "echo": true, "seed": 1234}),
+            );
+            let choices = answer["choices"].as_array().unwrap();
+            assert_eq!(choices.len(), logits.len());
+            let mut greedy = Vec::new();
+            for (next, (choice, logit)) in choices.iter().zip(&logits).enumerate() {
+                let lists = &choice["logprobs"];
+                // lm-eval reads from the end of the context to before the token that was generated.
+                let all = lists["token_logprobs"].as_array().unwrap();
+                assert_eq!(all.len(), context + 2);
+                let found: f64 = all[context..all.len() - 1].iter().map(|x| x.as_f64().unwrap()).sum();
+                assert!((found - (logit - norm)).abs() < 1e-3, "{name}, token {next}: {found}, torch {}", logit - norm);
+                // And takes the continuation for greedy if each of its tokens is the best.
+                let (token, best) = (&lists["tokens"][context], lists["top_logprobs"][context].as_object().unwrap());
+                let highest = best.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap()));
+                if highest.is_some_and(|(best, _)| best == token.as_str().unwrap()) {
+                    greedy.push(next as u32);
+                }
+            }
+            assert_eq!(greedy, [golden.greedy_ids[0]], "{name}");
+        }
+    }
+}

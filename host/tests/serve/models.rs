@@ -98,6 +98,34 @@ impl Folder {
         self.put_weights(&Value::Object(header), &body);
     }
 
+    /// The elements of a tensor stored as F32.
+    pub fn floats(&self, tensor: &str) -> Vec<f32> {
+        let bytes = self.read("model.safetensors");
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let at = |i: usize| 8 + length + header[tensor]["data_offsets"][i].as_u64().unwrap() as usize;
+        let four = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+        bytes[at(0)..at(1)].chunks_exact(4).map(four).collect()
+    }
+
+    /// Gives tensors other names; those without one are dropped.
+    pub fn rename(&self, name_of: impl Fn(&str) -> Option<String>) {
+        let bytes = self.read("model.safetensors");
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let (mut new, mut body) = (Map::new(), Vec::new());
+        for (name, mut info) in header {
+            let Some(renamed) = name_of(&name).filter(|_| name != "__metadata__") else { continue };
+            let at = |i: usize| 8 + length + info["data_offsets"][i].as_u64().unwrap() as usize;
+            let (begin, end) = (at(0), at(1));
+            let offset = body.len();
+            body.extend(&bytes[begin..end]);
+            info["data_offsets"] = json!([offset, body.len()]);
+            new.insert(renamed, info);
+        }
+        self.put_weights(&Value::Object(new), &body);
+    }
+
     fn put_weights(&self, header: &Value, body: &[u8]) {
         let mut head = header.to_string();
         head.extend(std::iter::repeat_n(' ', head.len().next_multiple_of(8) - head.len()));

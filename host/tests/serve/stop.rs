@@ -85,3 +85,31 @@ fn a_port_that_is_taken_is_named() {
     let output = Place::new().run(&["serve", "--host", "192.0.2.1", "--port", "0"]);
     output.fails(&["cannot listen on 192.0.2.1:0", "--host"]);
 }
+
+#[test]
+fn a_unix_socket_serves_and_goes_with_the_server() {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    let place = Place::new();
+    let path = place.path("host.sock");
+    let arg = path.to_str().unwrap();
+    let mut server = place.serve(&["--uds", arg]);
+    assert!(server.log().contains(&format!("on unix:{arg}")), "{}", server.log());
+    let mut socket = UnixStream::connect(&path).unwrap();
+    socket.write_all(b"GET /v1/models HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("host-demo"), "{answer}");
+    place.run(&["serve", "--uds", arg]).fails(&["--uds", arg, "another server listens there"]);
+    let file = place.put("file", "not a socket");
+    place.run(&["serve", "--uds", file.to_str().unwrap()]).fails(&["--uds", "file"]);
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(Duration::from_secs(10)).code(), Some(0));
+    assert!(!path.exists(), "the socket is still there");
+    // What a server that was killed leaves behind is in nobody's way.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let server = place.serve(&["--uds", arg]);
+    assert!(UnixStream::connect(&path).is_ok());
+    drop(server);
+}

@@ -8,7 +8,7 @@ use super::{Harness, Random, limits, request};
 use crate::engine::scheduler::Limits;
 use crate::engine::sim::SimOptions;
 use crate::engine::{EngineRequest, SamplingParams};
-use crate::exec::PrefixCaching;
+use crate::exec::{MAX_PROMPT_ROWS, PrefixCaching};
 use plugin_api::LengthDependence;
 
 const VOCAB: usize = 40;
@@ -55,6 +55,7 @@ fn alone(requests: &[EngineRequest], options: &SimOptions) -> Vec<Vec<String>> {
         let limits = Limits {
             window: options.spec.window,
             prefix_cache: PrefixCaching::Unsupported,
+            extra_rows: MAX_PROMPT_ROWS,
             by_length: options.spec.by_length,
             ..limits
         };
@@ -91,6 +92,7 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
                 kv_blocks: random.range(8, 18),
                 window,
                 prefix_cache: if random.chance(25) { PrefixCaching::Unsupported } else { kind },
+                extra_rows: MAX_PROMPT_ROWS,
                 by_length,
             };
             let mut harness = Harness::new(options.clone(), limits);

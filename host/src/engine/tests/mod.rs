@@ -3,6 +3,7 @@
 mod invariance;
 mod lifecycle;
 mod policy;
+mod pooling;
 mod sampling;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use super::scheduler::Limits;
 use super::sim::{SimExecutor, SimOptions};
 use super::stats::Shared;
 use super::step::Core;
-use crate::exec::{Executor, PrefixCaching};
+use crate::exec::{Executor, MAX_PROMPT_ROWS, PrefixCaching};
 
 /// A small generator for test inputs.
 struct Random(u64);
@@ -48,12 +49,13 @@ fn limits(kv_blocks: usize) -> Limits {
         kv_blocks,
         window: None,
         prefix_cache: PrefixCaching::Shared,
+        extra_rows: MAX_PROMPT_ROWS,
         by_length: None,
     }
 }
 
 fn request(prompt: Vec<u32>, params: SamplingParams) -> EngineRequest {
-    EngineRequest { prompt, params, restriction: None, priority: 0, arrival: Instant::now() }
+    EngineRequest { prompt, params, pooling: None, restriction: None, priority: 0, arrival: Instant::now() }
 }
 
 /// An engine without its thread.

@@ -44,6 +44,7 @@ impl World {
                 0 => PrefixCaching::Unsupported,
                 _ => PrefixCaching::Shared,
             },
+            extra_rows: MAX_PROMPT_ROWS,
             by_length: None,
         };
         let scheduler = Scheduler::new(limits.clone());

@@ -20,6 +20,7 @@ use super::expressions::expressions;
 use super::facts::{Facts, constant, is_view, row_dims, static_nodes};
 use super::memory::{self, buffer_for};
 use super::plan::*;
+use crate::exec::Gives;
 
 /// Most weights in one linear call. The kernel compares every pair of them.
 const MAX_SEGMENTS: usize = 16;
@@ -44,9 +45,9 @@ pub enum LowerError {
     /// The rewritten graph broke a rule: a defect of a pass.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The graph has no output `logits`.
-    #[error("the graph has no output `logits` that depends on the step")]
-    NoLogits,
+    /// The graph has no output that the engine could use.
+    #[error("the graph has no output `logits` or `hidden` that depends on the step")]
+    NoOutput,
 }
 
 /// Makes the plan. `dtype_of` gives the type in which the executor will hold a matrix, by its node.
@@ -76,8 +77,9 @@ pub fn lower(graph: &Graph, dtype_of: &dyn Fn(&Graph, Value) -> WeightDtype) -> 
             lowering.node(i);
         }
     }
-    let logits = graph.output("logits").and_then(|v| lowering.places[v.index()]).ok_or(LowerError::NoLogits)?;
-    let plan = lowering.finish(logits);
+    let (gives, rows) = Gives::of(&graph).ok_or(LowerError::NoOutput)?;
+    let rows = lowering.places[rows.index()].ok_or(LowerError::NoOutput)?;
+    let plan = lowering.finish(gives, rows);
     Ok((graph, plan))
 }
 
@@ -490,10 +492,10 @@ impl Lowering<'_> {
         })
     }
 
-    fn finish(mut self, mut logits: View) -> Plan {
+    fn finish(mut self, gives: Gives, mut rows: View) -> Plan {
         let Inputs { token_ids, positions, context_length } = &mut self.inputs;
         let mut pinned: Vec<&mut View> = [token_ids, positions, context_length].into_iter().flatten().collect();
-        pinned.push(&mut logits);
+        pinned.push(&mut rows);
         let buffers = memory::assign(&mut self.calls, &self.values, &mut pinned);
         Plan {
             buffers,
@@ -502,7 +504,8 @@ impl Lowering<'_> {
             slots: self.slots,
             calls: self.calls,
             inputs: self.inputs,
-            logits,
+            gives,
+            rows,
         }
     }
 }

@@ -37,7 +37,9 @@ use self::precision::Precision;
 use self::slots::Slots;
 use self::statics::StaticData;
 use self::zeroed::Zeroed;
-use super::{Dtype, ExecError, ExecSpec, Executor, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Quantization, Step};
+use super::{
+    Dtype, ExecError, ExecSpec, Executor, Gives, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Quantization, Step,
+};
 use crate::hub::Weights;
 
 pub use lower::{LowerError, lower};
@@ -136,7 +138,10 @@ impl CpuExecutor {
         let failed = |e: &dyn std::fmt::Display| ExecError::Failed(e.to_string());
         let by_length = graph.length_dependence();
         // First what is refused if it is too large.
-        let max_rows = options.max_seqs + MAX_PROMPT_ROWS;
+        let (extra_rows, max_rows) = match plan.gives {
+            Gives::Logits => (MAX_PROMPT_ROWS, options.max_seqs + MAX_PROMPT_ROWS),
+            Gives::HiddenStates => (options.max_tokens, options.max_tokens),
+        };
         let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
         let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;
         let precision = Precision::new(weights, options.dtype, options.quantization);
@@ -146,8 +151,10 @@ impl CpuExecutor {
         let mut maps = elementwise::Maps::default();
         let prepared = plan.calls.iter().map(|c| prepare(c, &statics, &mut maps)).collect::<Result<_, _>>()?;
         let spec = ExecSpec {
-            vocab_size: plan.logits.cols,
-            input_vocab_size: graph.input_vocab_size().unwrap_or(plan.logits.cols),
+            gives: plan.gives,
+            row_width: plan.rows.cols,
+            input_vocab_size: plan.gives.input_vocab_size(graph, plan.rows.cols),
+            extra_rows,
             kv_bytes_per_block: plan
                 .states
                 .iter()
@@ -405,9 +412,9 @@ impl Executor for CpuExecutor {
         for (index, call) in plan.calls.iter().enumerate() {
             self.run(call, index, &spans, step)?;
         }
-        let logits = self.arena.f32(&plan.logits)?;
-        if plan.logits.is_whole() {
-            return Ok(&self.arena.f32(&plan.logits)?.data[..self.rows.len() * plan.logits.cols]);
+        let logits = self.arena.f32(&plan.rows)?;
+        if plan.rows.is_whole() {
+            return Ok(&self.arena.f32(&plan.rows)?.data[..self.rows.len() * plan.rows.cols]);
         }
         self.logits.clear();
         for r in 0..logits.rows {

@@ -8,6 +8,8 @@ use std::fmt;
 use kernels::cpu::{Activation, LinearAttention, RopeStyle};
 use plugin_api::{KvState, Op, Value};
 
+use crate::exec::Gives;
+
 /// Everything that is decided before the first step.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -23,8 +25,10 @@ pub struct Plan {
     pub calls: Vec<Call>,
     /// Where the step's inputs are put.
     pub inputs: Inputs,
-    /// The logits, `[R, vocabulary]`.
-    pub logits: View,
+    /// What the rows are that it gives.
+    pub gives: Gives,
+    /// These: `[R, vocabulary]` for logits.
+    pub rows: View,
 }
 
 /// Buffers of the step's inputs, where the graph reads them.
@@ -350,7 +354,7 @@ impl fmt::Display for Plan {
         for call in &self.calls {
             writeln!(f, "{}", self.describe(call))?;
         }
-        writeln!(f, "logits {}", self.logits)
+        writeln!(f, "{} {}", self.gives.name(), self.rows)
     }
 }
 

@@ -1,9 +1,11 @@
 //! The engine's view of the reference: an [`Executor`] that recomputes every sequence from its first token.
 
-use plugin_api::{Model, spec};
+use plugin_api::{Graph, Model, spec};
 
 use super::{EvalError, Inputs, Prepared, WeightSource};
-use crate::exec::{BLOCK_SIZE, ExecError, ExecSpec, Executor, LogitRows, PrefixCaching, Step, StepSeq};
+use crate::exec::{
+    BLOCK_SIZE, ExecError, ExecSpec, Executor, Gives, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step, StepSeq,
+};
 
 /// The most that one step may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub struct Limits {
     pub max_seqs: usize,
 }
 
-/// Runs the graph `decode` of a model without a cache.
+/// Runs a graph, as a rule a model's `decode`, without a cache.
 pub struct ReferenceExecutor {
     prepared: Prepared,
     spec: ExecSpec,
@@ -22,24 +24,35 @@ pub struct ReferenceExecutor {
 }
 
 impl ReferenceExecutor {
-    /// Verifies the model and reads its weights.
+    /// Verifies the model and reads its weights; runs the graph `decode`.
     pub fn new(model: &Model, weights: WeightSource<'_>, limits: Limits) -> Result<Self, EvalError> {
         spec::verify(model)?;
         let missing = || EvalError::Inputs("the model has no graph `decode` with an output `logits`".into());
-        let mut graph = model.graphs.get("decode").ok_or_else(missing)?.clone();
-        let logits = graph.output("logits").ok_or_else(missing)?;
-        graph.outputs = vec![("logits".into(), logits)];
-        let width = graph.ty(logits).shape.0.get(1).and_then(|d| d.as_const()).and_then(|n| usize::try_from(n).ok());
+        Self::of_graph(model.graphs.get("decode").ok_or_else(missing)?, weights, limits)
+    }
+
+    /// The same for a verified graph with an output of [`Gives`].
+    pub fn of_graph(graph: &Graph, weights: WeightSource<'_>, limits: Limits) -> Result<Self, EvalError> {
+        let missing = || EvalError::Inputs("the graph has no output `logits` or `hidden` of rank 2".into());
+        let mut graph = graph.clone();
+        let (gives, rows) = Gives::of(&graph).ok_or_else(missing)?;
+        graph.outputs = vec![(gives.name().into(), rows)];
+        let width = graph.ty(rows).shape.0.get(1).and_then(|d| d.as_const()).and_then(|n| usize::try_from(n).ok());
 
         let states = graph.kv_states();
         let windows: Option<Vec<usize>> = states.iter().map(|s| s.window.map(|w| w as usize)).collect();
         let per_token = |s: &plugin_api::KvState| s.heads.saturating_mul(s.key_dim.saturating_add(s.value_dim));
         let numbers = states.iter().map(per_token).fold(0usize, usize::saturating_add);
         let by_length = graph.length_dependence();
-        let vocab_size = width.ok_or_else(missing)?;
+        let row_width = width.ok_or_else(missing)?;
         let spec = ExecSpec {
-            vocab_size,
-            input_vocab_size: graph.input_vocab_size().unwrap_or(vocab_size),
+            gives,
+            row_width,
+            input_vocab_size: gives.input_vocab_size(&graph, row_width),
+            extra_rows: match gives {
+                Gives::Logits => MAX_PROMPT_ROWS,
+                Gives::HiddenStates => limits.max_tokens,
+            },
             // What a cache in f32 would take. None is kept; the engine accounts for blocks all the same.
             kv_bytes_per_block: numbers.saturating_mul(BLOCK_SIZE * size_of::<f32>()).max(1),
             window: windows.and_then(|w| w.into_iter().max()),

@@ -6,5 +6,6 @@ pub(crate) mod common;
 pub(crate) mod completion;
 pub(crate) mod describe;
 pub(crate) mod fields;
+pub(crate) mod pooling;
 pub(crate) mod sampling;
 pub(crate) mod tokenize;

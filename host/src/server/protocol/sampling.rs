@@ -115,7 +115,7 @@ pub(crate) fn is_empty(value: &Value) -> bool {
 }
 
 /// Documented by OpenAI as labels for their own bookkeeping; they never change an answer.
-fn is_label(value: &Value) -> bool {
+pub(crate) fn is_label(value: &Value) -> bool {
     value.is_string() || value.is_object()
 }
 

@@ -8,6 +8,7 @@ mod guard;
 mod http;
 mod operate;
 mod page;
+mod pooling;
 mod refuse;
 mod responses;
 mod scrape;
@@ -26,9 +27,9 @@ use tokio::task::JoinHandle;
 
 use super::config::ServerConfig;
 use super::serve::{ServerError, serve};
-use crate::engine::{Engine, EngineConfig};
-use crate::exec::{ExecError, ExecSpec, Executor, LogitRows, PrefixCaching, Step};
-use crate::llm::{Llm, ModelInfo};
+use crate::engine::{Engine, EngineConfig, Runner};
+use crate::exec::{ExecError, ExecSpec, Executor, Gives, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step};
+use crate::llm::{Llm, ModelInfo, Pooler};
 use crate::text::{GenerationConfig, Tokenizer};
 
 const VOCAB: usize = 258;
@@ -57,6 +58,9 @@ enum Trouble {
 
 impl CopyModel {
     fn row(&mut self, tokens: &[u32], position: usize, prompt_len: usize) {
+        if self.spec.gives == Gives::HiddenStates {
+            return self.logits.extend([tokens[position] as f32, position as f32, 1.0]);
+        }
         let favourite = match (position + 1).checked_sub(prompt_len) {
             Some(at) if at < prompt_len => tokens[at],
             Some(_) => EOS,
@@ -142,6 +146,8 @@ struct Setup {
     max_waiting_tokens: Option<usize>,
     max_num_seqs: usize,
     trouble: Trouble,
+    /// The model pools; a token's hidden state is its id, its position and 1.
+    pooler: Option<Pooler>,
     config: ServerConfig,
 }
 
@@ -156,6 +162,7 @@ impl Default for Setup {
             max_waiting_tokens: None,
             max_num_seqs: 8,
             trouble: Trouble::None,
+            pooler: None,
             config: ServerConfig { read_timeout: Duration::from_secs(5), ..ServerConfig::default() },
         }
     }
@@ -172,8 +179,10 @@ struct Server {
 impl Setup {
     async fn start(self) -> Server {
         let spec = ExecSpec {
-            vocab_size: VOCAB,
+            gives: if self.pooler.is_some() { Gives::HiddenStates } else { Gives::Logits },
+            row_width: if self.pooler.is_some() { 3 } else { VOCAB },
             input_vocab_size: VOCAB,
+            extra_rows: if self.pooler.is_some() { 512 } else { MAX_PROMPT_ROWS },
             kv_bytes_per_block: 1,
             window: None,
             prefix_cache: PrefixCaching::Shared,
@@ -195,6 +204,9 @@ impl Setup {
         limits.max_num_batched_tokens = 512;
         limits.max_waiting = self.max_waiting;
         limits.max_waiting_tokens = self.max_waiting_tokens;
+        if self.pooler.is_some() {
+            limits.runner = Runner::Pooling;
+        }
         let engine = Engine::start(Box::new(model), limits).unwrap();
         let info = ModelInfo {
             name: "copy".into(),
@@ -207,6 +219,7 @@ impl Setup {
             architecture: "CopyForCausalLM".into(),
             dtype: "float32".into(),
             created: 1,
+            pooler: self.pooler,
             ..ModelInfo::default()
         };
         let llm = Llm::from_parts(engine, self.tokenizer.map(Arc::new), info, self.generation_config);

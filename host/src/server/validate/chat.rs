@@ -42,6 +42,7 @@ pub(crate) struct Meaning {
 pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiError> {
     let mut shared = raw.take_shared();
     let model = super::model(state, shared.model.as_deref())?;
+    super::pooling::generates(state)?;
     let form = sampling::form(&shared)?;
     let mut params = sampling::params(state, &mut shared)?;
     let structure = structured::asked(&mut shared)?;

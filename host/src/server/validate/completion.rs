@@ -31,6 +31,7 @@ pub(crate) struct Completion {
 pub(crate) fn completion(state: &AppState, mut raw: CompletionRequest) -> Result<Completion, ApiError> {
     let mut shared = raw.take_shared();
     let model = super::model(state, shared.model.as_deref())?;
+    super::pooling::generates(state)?;
     let form = sampling::form(&shared)?;
     let mut params = sampling::params(state, &mut shared)?;
     params.logprobs = raw.logprobs.map(|Int(count)| count);

@@ -6,6 +6,7 @@ pub(crate) mod chat;
 pub(crate) mod completion;
 pub(crate) mod formats;
 pub(crate) mod messages;
+pub(crate) mod pooling;
 pub(crate) mod sampling;
 pub(crate) mod structured;
 pub(crate) mod tools;

@@ -34,7 +34,18 @@ pub(crate) struct Truncation {
 impl Truncation {
     /// `truncate_prompt_tokens` and `truncation_side`; -1 keeps as much as the context holds.
     pub(crate) fn new(shared: &Shared, max_model_len: usize) -> Result<Option<Self>, ApiError> {
-        let left = match shared.truncation_side.as_deref() {
+        let (keep, side) = (shared.truncate_prompt_tokens, shared.truncation_side.as_deref());
+        Self::of(keep, side, max_model_len.saturating_sub(1), max_model_len)
+    }
+
+    /// The same; `most` tokens are what the context holds of a prompt.
+    pub(crate) fn of(
+        keep: Option<Int>,
+        side: Option<&str>,
+        most: usize,
+        max_model_len: usize,
+    ) -> Result<Option<Self>, ApiError> {
+        let left = match side {
             None | Some("left") => true,
             Some("right") => false,
             Some(other) => {
@@ -42,9 +53,9 @@ impl Truncation {
                 return Err(ApiError::field("truncation_side", message));
             }
         };
-        let keep = match shared.truncate_prompt_tokens {
+        let keep = match keep {
             None => return Ok(None),
-            Some(Int(-1)) => max_model_len.saturating_sub(1),
+            Some(Int(-1)) => most,
             Some(Int(n)) if n >= 1 && n as u64 <= max_model_len as u64 => n as usize,
             Some(Int(n)) => {
                 let message = format!("must be -1 or from 1 to the context length of {max_model_len}, got {n}");
@@ -149,7 +160,12 @@ fn logit_bias(shared: &mut Shared) -> Result<Vec<(u32, f32)>, ApiError> {
 
 /// `priority`: lower runs first.
 pub(crate) fn priority(shared: &Shared) -> Result<i32, ApiError> {
-    let Int(priority) = shared.priority.unwrap_or(Int(0));
+    priority_of(shared.priority)
+}
+
+/// The same where it stands alone.
+pub(crate) fn priority_of(priority: Option<Int>) -> Result<i32, ApiError> {
+    let Int(priority) = priority.unwrap_or(Int(0));
     i32::try_from(priority).map_err(|_| {
         let message = format!("must be from {} to {}, got {priority}", i32::MIN, i32::MAX);
         ApiError::field("priority", message)

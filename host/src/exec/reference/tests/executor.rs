@@ -62,7 +62,7 @@ fn seq<'a>(id: u64, tokens: &'a [u32], computed: usize, logits: LogitRows) -> St
 fn the_spec_follows_from_the_graph() {
     let spec = |windows: &[Option<u32>], reads_length| executor(&model(windows, reads_length)).spec().clone();
     let plain = spec(&[None, None], false);
-    assert_eq!((plain.vocab_size, plain.max_tokens, plain.max_seqs), (VOCABULARY, 16, 3));
+    assert_eq!((plain.row_width, plain.max_tokens, plain.max_seqs), (VOCABULARY, 16, 3));
     assert_eq!(plain.kv_bytes_per_block, 2 * 3 * (2 + 2) * 16 * 4);
     assert_eq!((plain.window, plain.prefix_cache), (None, PrefixCaching::Shared));
     assert_eq!(spec(&[Some(4), Some(9)], false).window, Some(9));
