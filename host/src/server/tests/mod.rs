@@ -213,6 +213,7 @@ impl Setup {
             served_names: vec!["copy".into(), "org/alias".into()],
             max_model_len: self.max_model_len,
             vocab_size: VOCAB,
+            input_vocab_size: VOCAB,
             plugin: "test".into(),
             plugin_version: "1.2.3".into(),
             model_impl: "native".into(),
