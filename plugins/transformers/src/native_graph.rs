@@ -19,7 +19,10 @@ pub(crate) fn module(recorder: &Shared, vm: &VirtualMachine) -> PyResult<PyRef<P
     let dict = vm.ctx.new_dict();
     let value_error = vm.ctx.exceptions.value_error.to_owned();
     let graph_error = vm.ctx.new_exception_type("_graph", "GraphError", Some(vec![value_error]));
-    let trace_error = vm.ctx.new_exception_type("_graph", "TraceError", None);
+    // A RuntimeError, as what torch raises is: here and not in Python, since the interpreter tells the constructors of two
+    // bases apart by the addresses of functions, which a compiler may merge or not.
+    let runtime_error = vm.ctx.exceptions.runtime_error.to_owned();
+    let trace_error = vm.ctx.new_exception_type("_graph", "TraceError", Some(vec![runtime_error]));
     dict.set_item("GraphError", graph_error.clone().into(), vm)?;
     dict.set_item("TraceError", trace_error.into(), vm)?;
     record(recorder, &graph_error, &dict, vm)?;

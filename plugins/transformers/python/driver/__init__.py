@@ -5,7 +5,6 @@ graph never depends on the length it was traced with."""
 
 import _graph
 import _host
-from torch._trace import TraceError
 
 from . import attention, classes, configs, dispatch, lengths, loops, rope, squares, trace, weights
 
@@ -84,16 +83,7 @@ def _first_trace(model):
 
 def _trace_once(model, size, multiple, named=True):
     _graph.begin(size)
-    try:
-        logits = trace.run(model, size, multiple, named)
-    except _graph.TraceError as error:
-        if named or isinstance(error, TraceError):
-            raise
-        # What the recorder refuses, it refuses by the node's name.
-        _graph.reset()
-        _graph.begin(size)
-        logits = trace.run(model, size, multiple)
-    _graph.output("logits", logits)
+    _graph.output("logits", trace.run(model, size, multiple, named))
 
 
 def _install():

@@ -84,7 +84,7 @@ def where():
     return outer or "torch"
 
 
-class TraceError(_graph.TraceError, RuntimeError):
+class TraceError(_graph.TraceError):
     """The model's code does what cannot be traced: says file, line, module, construct, and what to try."""
 
     def __init__(self, construct, hint=None):
