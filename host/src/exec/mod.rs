@@ -124,7 +124,7 @@ pub enum PrefixCaching {
 pub enum Gives {
     /// Logits over the vocabulary: what the graph `decode` has.
     Logits,
-    /// What the last linear layer reads: what [`crate::graph::embed`] makes of it.
+    /// What the last linear layer reads: what [`crate::graph::embed()`] makes of it.
     HiddenStates,
 }
 

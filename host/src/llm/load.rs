@@ -29,7 +29,7 @@ pub struct Blueprint {
     pub sources: Sources,
     /// What the plugin returned, verified.
     pub model: Model,
-    /// The graph that runs, optimised: `decode`, or what [`graph::embed`] made of it.
+    /// The graph that runs, optimised: `decode`, or what [`graph::embed()`] made of it.
     pub graph: Graph,
     /// How the model pools; None: it generates.
     pub pooler: Option<Pooler>,
