@@ -26,7 +26,7 @@ fn all(criterion: &mut Criterion) {
             } else {
                 Throughput::Bytes(case.bytes as u64)
             });
-            group.bench_function(&case.name, |bencher| bencher.iter(|| (case.run)(&cpu, &mut out)));
+            group.bench_function(&case.name, |bencher| bencher.iter(|| (case.run)(&table::On::Cpu(&cpu), &mut out)));
         }
         group.finish();
     }

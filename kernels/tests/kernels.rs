@@ -4,6 +4,7 @@
 mod table;
 
 use kernels::cpu::{Cpu, CpuOptions, Isa, StateSpan};
+use table::On;
 use table::attention::{Paged, Spec as AttentionSpec};
 use table::grouped::{Experts, Operands as GroupedOperands};
 use table::linear::{Kind, Operands, Spec};
@@ -33,7 +34,7 @@ fn check(prefix: &str) {
         let mut before: Option<(Isa, Vec<u32>)> = None;
         for cpu in &cpus {
             let mut out = vec![f32::NAN; case.outputs];
-            (case.run)(cpu, &mut out);
+            (case.run)(&On::Cpu(cpu), &mut out);
             for (i, (&got, want)) in out.iter().zip(&expected).enumerate() {
                 let error = (f64::from(got) - want.value).abs();
                 let allowed = case.tolerance * want.scale + f64::from(f32::MIN_POSITIVE);
@@ -102,16 +103,17 @@ fn row_wise_kernels_match_f64() {
 /// with.
 #[test]
 fn linear_is_batch_invariant() {
-    for cpu in cpus() {
+    for cpu in &cpus() {
+        let on = &On::Cpu(cpu);
         for kind in Kind::ALL {
             for k in [64, 67, 640] {
                 let mut all = Operands::new(Spec::new(kind, 40, k, &[37, 10]));
                 let stride = all.stride();
                 let mut whole = vec![0.0; all.outputs()];
-                all.run(&cpu, 0..40, &mut whole);
+                all.run(on, 0..40, &mut whole);
                 for rows in [0..1, 7..8, 39..40, 3..5, 1..4, 10..15, 20..27, 9..40] {
                     let mut part = vec![0.0; rows.len() * stride];
-                    all.run(&cpu, rows.clone(), &mut part);
+                    all.run(on, rows.clone(), &mut part);
                     let same = bits(&part) == bits(&whole[rows.start * stride..rows.end * stride]);
                     assert!(same, "{} {kind:?} k={k} rows {rows:?}", cpu.isa());
                 }
@@ -121,7 +123,7 @@ fn linear_is_batch_invariant() {
                 single.weights[0][0] = first;
                 single.x.clone_from(&all.x);
                 let mut alone = vec![0.0; single.outputs()];
-                single.run(&cpu, 0..40, &mut alone);
+                single.run(on, 0..40, &mut alone);
                 for row in 0..40 {
                     let (a, b) = (&alone[row * single.stride()..][..37], &whole[row * stride..][..37]);
                     assert_eq!(bits(a), bits(b), "{} {kind:?} k={k} row {row}", cpu.isa());
@@ -151,18 +153,19 @@ fn attention_specs() -> Vec<AttentionSpec> {
 /// and in whichever physical blocks its keys lie.
 #[test]
 fn attention_is_batch_invariant() {
-    for cpu in cpus() {
+    for cpu in &cpus() {
+        let on = &On::Cpu(cpu);
         for spec in attention_specs() {
             let width = spec.heads * spec.shape.value_dim;
             let mut paged = Paged::new(spec.clone(), 1);
-            paged.write_all(&cpu);
+            paged.write_all(on);
             let mut whole = vec![0.0; paged.outputs()];
-            paged.attend(&cpu, &paged.parts(), 0, &mut whole);
+            paged.attend(on, &paged.parts(), 0, &mut whole);
 
             let mut moved = Paged::new(spec.clone(), 2);
-            moved.write_all(&cpu);
+            moved.write_all(on);
             let mut elsewhere = vec![0.0; moved.outputs()];
-            moved.attend(&cpu, &moved.parts(), 0, &mut elsewhere);
+            moved.attend(on, &moved.parts(), 0, &mut elsewhere);
             assert_eq!(bits(&whole), bits(&elsewhere), "{} {spec:?}: depends on blocks", cpu.isa());
 
             // In chunks of every size, the cache filled only as far as computed, blocks freed behind the window.
@@ -171,10 +174,10 @@ fn attention_is_batch_invariant() {
                 let mut from = 0;
                 while from < 150 {
                     let to = (from + chunk).min(150);
-                    fresh.write(&cpu, 0, from, to);
+                    fresh.write(on, 0, from, to);
                     fresh.free_before(0, from);
                     let mut out = vec![0.0; (to - from) * width];
-                    fresh.attend(&cpu, &[(0, from, to)], 0, &mut out);
+                    fresh.attend(on, &[(0, from, to)], 0, &mut out);
                     assert_eq!(
                         bits(&out),
                         bits(&whole[from * width..to * width]),
@@ -186,7 +189,7 @@ fn attention_is_batch_invariant() {
             }
             // One token of each sequence in a step.
             let mut out = vec![0.0; 2 * width];
-            paged.attend(&cpu, &[(1, 70, 71), (0, 140, 141)], 7, &mut out);
+            paged.attend(on, &[(1, 70, 71), (0, 140, 141)], 7, &mut out);
             assert_eq!(bits(&out[..width]), bits(&whole[(150 + 70) * width..][..width]));
             assert_eq!(bits(&out[width..]), bits(&whole[140 * width..][..width]));
         }
@@ -196,21 +199,22 @@ fn attention_is_batch_invariant() {
 /// A choice gives the same bits alone and among any others, and those of the plain linear layer with its expert's weight.
 #[test]
 fn grouped_linear_is_batch_invariant() {
-    for cpu in cpus() {
+    for cpu in &cpus() {
+        let on = &On::Cpu(cpu);
         for kind in Kind::ALL {
             for per_choice in [false, true] {
                 let spec = Experts { per_choice, ..Experts::new(kind, 23, 3, 5, &[37, 10], 67) };
                 let mut all = GroupedOperands::new(spec);
                 let (width, choices) = (all.width(), 3);
                 let mut whole = vec![0.0; all.outputs()];
-                all.run(&cpu, 0..23, &mut whole);
+                all.run(on, 0..23, &mut whole);
                 for rows in [0..1, 7..8, 22..23, 3..5, 9..23] {
                     let mut part = vec![0.0; rows.len() * choices * width];
-                    all.run(&cpu, rows.clone(), &mut part);
+                    all.run(on, rows.clone(), &mut part);
                     let same = bits(&part) == bits(&whole[rows.start * choices * width..rows.end * choices * width]);
                     assert!(same, "{} {kind:?} rows {rows:?}", cpu.isa());
                 }
-                let plain = all.by_plain_linears(&cpu);
+                let plain = all.by_plain_linears(on);
                 assert_eq!(bits(&plain), bits(&whole), "{} {kind:?}", cpu.isa());
             }
         }
@@ -236,14 +240,15 @@ type Recurrent = (String, usize, Vec<StateSpan>, Vec<f32>, table::recurrent::Ste
 /// Rows give the same bits whole and cut into steps, with other sequences and alone, and leave the same state.
 #[test]
 fn recurrent_kernels_are_batch_invariant() {
-    for cpu in cpus() {
+    for cpu in &cpus() {
+        let on = &On::Cpu(cpu);
         let mut runs: Vec<Recurrent> = vec![];
         for spec in conv_specs() {
             let (what, width, seqs) = (format!("{spec:?}"), spec.channels, spec.seqs.0.clone());
             let operands = ConvOperands::new(spec);
             let state = operands.state.clone();
-            let step = move |cpu: &Cpu, seqs: &[StateSpan], row: usize, state: &mut [f32], out: &mut [f32]| {
-                operands.run(cpu, seqs, row, state, out);
+            let step = move |on: &On<'_>, seqs: &[StateSpan], row: usize, state: &mut [f32], out: &mut [f32]| {
+                operands.run(on, seqs, row, state, out);
             };
             runs.push((what, width, seqs, state, Box::new(step)));
         }
@@ -251,20 +256,20 @@ fn recurrent_kernels_are_batch_invariant() {
             let (what, seqs) = (format!("{spec:?}"), spec.seqs.0.clone());
             let operands = ScanOperands::new(spec);
             let (width, state) = (operands.width(), operands.state.clone());
-            let step = move |cpu: &Cpu, seqs: &[StateSpan], row: usize, state: &mut [f32], out: &mut [f32]| {
-                operands.run(cpu, seqs, row, state, out);
+            let step = move |on: &On<'_>, seqs: &[StateSpan], row: usize, state: &mut [f32], out: &mut [f32]| {
+                operands.run(on, seqs, row, state, out);
             };
             runs.push((what, width, seqs, state, Box::new(step)));
         }
         for (what, width, seqs, start, step) in runs {
             let rows: usize = seqs.iter().map(|s| s.rows).sum();
             let (mut state, mut whole) = (start.clone(), vec![0.0; rows * width]);
-            step(&cpu, &seqs, 0, &mut state, &mut whole);
+            step(on, &seqs, 0, &mut state, &mut whole);
             for chunk in [1, 3] {
                 let mut other = start.clone();
                 for (row, span) in chunks(&seqs, chunk) {
                     let mut out = vec![0.0; span.rows * width];
-                    step(&cpu, &[span], row, &mut other, &mut out);
+                    step(on, &[span], row, &mut other, &mut out);
                     let want = &whole[row * width..][..span.rows * width];
                     assert_eq!(bits(&out), bits(want), "{} {what}: in steps of {chunk}", cpu.isa());
                 }

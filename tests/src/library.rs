@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use host::engine::Stats;
-use host::llm::{DtypeChoice, Llm, LlmOptions, ModelSource};
+use host::llm::{DeviceChoice, DtypeChoice, Llm, LlmOptions, ModelSource};
 use host::registry::RegistryOptions;
 use host::transformers::PackageOptions;
 use host_zoo::transformers;
@@ -46,9 +46,10 @@ pub fn registry_with_transformers(worker: &str) -> RegistryOptions {
     }
 }
 
-/// Options for this model and nothing of this machine's: no hub, no plugins of the user's.
+/// Options for this model and nothing of this machine's: no hub, no plugins of the user's, no device.
 pub fn options(model: ModelSource, worker: &str) -> LlmOptions {
-    let mut options = LlmOptions { model, registry: registry(worker), ..LlmOptions::default() };
+    let mut options =
+        LlmOptions { model, registry: registry(worker), device: DeviceChoice::Cpu, ..LlmOptions::default() };
     options.hub.offline = true;
     options
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use host::exec::{Dtype, PrefixCaching};
-use host::llm::{Completion, ExecutorKind, Llm, LlmOptions, ModelSource, SamplingParams};
+use host::llm::{Completion, DeviceChoice, ExecutorKind, Llm, LlmOptions, ModelSource, SamplingParams};
 use host::registry::ModelImpl;
 
 use crate::library;
@@ -57,6 +57,47 @@ pub fn check(name: &str, worker: &str) {
         let case = Case { name, golden: &golden, options, model_impl: "native" };
         case.run().unwrap_or_else(|e| panic!("{}: {e}", case.name));
     }
+}
+
+/// How one entry is loaded onto the emulated CUDA device; `model_impl` is `native` or `transformers`.
+fn emulated(folder: &Path, model_impl: &str, worker: &str) -> LlmOptions {
+    let mut options = LlmOptions { device: DeviceChoice::Emulated, ..options(folder, worker) };
+    if model_impl == "transformers" {
+        options.registry = library::registry_with_transformers(worker);
+        options.model_impl = ModelImpl::Transformers;
+    }
+    options
+}
+
+/// Why one entry is not loaded onto the emulated CUDA device.
+pub fn refused_emulated(name: &str, model_impl: &str, worker: &str) -> String {
+    let entry = zoo::entry(name).expect("is in the zoo");
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = entry.materialize(dir.path()).expect("materialises");
+    match Llm::load(&emulated(&folder, model_impl, worker)) {
+        Ok(_) => panic!("{name} is loaded"),
+        Err(e) => e.to_string(),
+    }
+}
+
+/// One entry on the emulated CUDA device, through the whole library: torch's ids, and the same bits for prompts alone, all
+/// at once, in chunks of 3, and from the prefix cache.
+pub fn check_emulated(name: &str, model_impl: &'static str, worker: &str) {
+    let entry = zoo::entry(name).expect("is in the zoo");
+    let golden = entry.golden().expect("has goldens");
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = entry.materialize(dir.path()).expect("materialises");
+    let options = emulated(&folder, model_impl, worker);
+    let case = Case { name: format!("{name} (emulated)"), golden: &golden, options, model_impl };
+    let prompts: Vec<&[u32]> = golden.prompts.iter().map(|p| p.prompt_ids.as_slice()).collect();
+    let llm = case.load("one by one", |_| {});
+    assert_eq!((llm.info().executor.as_str(), llm.info().model_impl.as_str()), ("emulated", model_impl), "{name}");
+    let alone: Vec<Answer> = prompts.iter().map(|p| case.generate(&llm, &[p]).remove(0).0).collect();
+    case.compare_with_torch(&alone);
+    let known: Vec<(&[u32], Answer)> = prompts.iter().copied().zip(alone).collect();
+    case.expect(&llm, "again", &known, &prompts);
+    let chunked = case.load("chunks of 3", |o| (o.max_num_batched_tokens, o.max_num_seqs) = (3, 3));
+    case.expect(&chunked, "chunks of 3", &known, &prompts);
 }
 
 /// Runs one entry in all ways through the plugin `transformers`, on the executor that is chosen for it; gives the

@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 
 use crate::exec::{Dtype, Quantization};
 use crate::llm::{
-    DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource, PoolerConfig,
-    RunnerChoice,
+    DeviceChoice, DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource,
+    PoolerConfig, RunnerChoice,
 };
 use crate::registry::ModelImpl;
 use crate::transformers::PackageOptions;
@@ -131,6 +131,10 @@ pub(super) struct EngineArgs {
     /// What runs the graph
     #[arg(long, env = "HOST_EXECUTOR", default_value = "auto")]
     pub(super) executor: ExecutorArg,
+    /// What kernels run on: auto (the first CUDA device that can run the model, or else the CPU), cpu, cuda, cuda:N, or
+    /// emulated (CUDA kernels on the CPU, slow, for tests)
+    #[arg(long, env = "HOST_DEVICE", default_value = "auto", value_parser = device)]
+    pub(super) device: DeviceChoice,
     /// Threads that compute [default: one a core]
     #[arg(long, env = "HOST_THREADS", value_parser = at_least_one)]
     pub(super) threads: Option<usize>,
@@ -204,7 +208,7 @@ pub(super) enum RunnerArg {
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExecutorArg {
-    /// Kernels on the CPU, or the reference for a model that they cannot run
+    /// Kernels, or the reference for a model that they cannot run
     Auto,
     /// Kernels on the CPU
     Cpu,
@@ -229,6 +233,7 @@ impl ModelArgs {
                 ExecutorArg::Cpu => ExecutorKind::Cpu,
                 ExecutorArg::Reference => ExecutorKind::Reference,
             },
+            device: engine.device,
             threads: engine.threads,
             max_model_len: engine.max_model_len,
             // vLLM does the same: a small budget bounds the sequences too.
@@ -360,6 +365,10 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    text.parse()
+}
+
 fn dtype(text: &str) -> Result<DtypeChoice, String> {
     match text {
         "auto" => Ok(DtypeChoice::Auto),
@@ -399,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_token_counts() {
+    fn sizes_token_counts_and_devices() {
         for (text, bytes) in [("7", 7), ("4GiB", 4 << 30), ("1.5g", 3 << 29), ("2 kb", 2000), ("1T", 1 << 40)] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
@@ -407,6 +416,10 @@ mod tests {
             assert!(size(text).is_err(), "{text}");
         }
         assert_eq!((tokens("32k"), tokens("32K"), tokens("5")), (Ok(32_000), Ok(32_768), Ok(5)));
+        assert_eq!((device("cuda"), device("cuda:3")), (Ok(DeviceChoice::Cuda(0)), Ok(DeviceChoice::Cuda(3))));
+        for text in ["gpu", "cuda:", "cuda:-1", "CUDA"] {
+            assert!(device(text).unwrap_err().contains("cuda:N"), "{text}");
+        }
         assert!(tokens("0").is_err() && tokens("k").is_err() && tokens("18446744073709551615K").is_err());
     }
 }

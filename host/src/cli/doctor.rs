@@ -5,6 +5,7 @@ use std::io::Write;
 
 use indicatif::HumanBytes;
 use kernels::cpu::{Isa, default_threads};
+use kernels::cuda::{self, CudaError};
 
 use super::args::{LogArgs, SearchArgs};
 use crate::registry::{Origin, Registry, RegistryOptions, TRANSFORMERS, sandbox_support};
@@ -41,6 +42,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let mut report = Report::default();
     report.line("host", format!("{}, {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
     machine(&mut report);
+    devices(&mut report);
     sandbox(&mut report);
     let needs_package = plugins(&mut report, options.clone());
     package(&mut report, &options.transformers, needs_package);
@@ -90,6 +92,47 @@ fn machine(report: &mut Report) {
         (group.total_memory.min(system.total_memory()), group.free_memory.min(system.available_memory()))
     });
     report.line("memory", format!("{} of {} free", HumanBytes(free), HumanBytes(total)));
+}
+
+/// The CUDA driver and its devices, what kernels are compiled with, and where they are kept.
+fn devices(report: &mut Report) {
+    let driver = match cuda::driver() {
+        Ok(driver) => driver,
+        Err(e) => {
+            report.line("cuda", format!("not used: {e}"));
+            // Without a driver there is nothing to be fixed; with one that does not work there is.
+            if !matches!(e, CudaError::Unavailable(_)) {
+                report.notes.push(format!("models run on the CPU, though there is a CUDA driver: {e}"));
+            }
+            return;
+        }
+    };
+    report.line("cuda", format!("driver for CUDA {}.{}", driver.version.0, driver.version.1));
+    for (i, device) in driver.devices.iter().enumerate() {
+        let (major, minor) = device.capability;
+        let memory = HumanBytes(device.memory as u64);
+        report.line("cuda", format!("device {i}: {}, compute capability {major}.{minor}, {memory}", device.name));
+        report.notes.extend(device.refused());
+    }
+    match cuda::nvrtc() {
+        Ok(nvrtc) => {
+            let (major, minor) = nvrtc.version;
+            report.line("cuda", format!("NVRTC {major}.{minor}, of {}", nvrtc.place));
+            if nvrtc.version > driver.version && major > driver.version.0 {
+                report.notes.push(format!(
+                    "NVRTC {major}.{minor} is newer than the driver (CUDA {}.{}), which may not load what it compiles: install \
+                     a newer driver, or name an older NVRTC with HOST_NVRTC_DIR",
+                    driver.version.0, driver.version.1
+                ));
+            }
+        }
+        Err(e) => {
+            report.line("cuda", "no NVRTC");
+            report.notes.push(format!("models run on the CPU: {e}"));
+        }
+    }
+    let cache = crate::llm::kernel_cache().map_or("none".to_owned(), |dir| dir.display().to_string());
+    report.line("cuda", format!("compiled kernels are kept in {cache}"));
 }
 
 fn sandbox(report: &mut Report) {

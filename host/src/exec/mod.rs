@@ -3,6 +3,7 @@
 //! decides what runs, never samples and never talks to a client. Called by `engine` (and its tests).
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use plugin_api::{Graph, LengthDependence, Value};

@@ -8,8 +8,9 @@ use plugin_api::{Graph, Model, Sources, SpecError, Value};
 
 use super::build::{Built, build};
 use super::checkpoint::Checkpoint;
+use super::device::{Placed, place};
 use super::pooling::{self, Pooler};
-use super::settings::{DtypeChoice, ExecutorKind, LlmOptions, LoadError};
+use super::settings::{DeviceChoice, DtypeChoice, ExecutorKind, LlmOptions, LoadError};
 use super::{Llm, ModelInfo};
 use crate::engine::{Engine, EngineConfig, Runner};
 use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan, QuantSummary};
@@ -104,31 +105,14 @@ impl Blueprint {
     /// The executor that runs it.
     pub fn executor(&self, options: &LlmOptions) -> Result<Chosen, LoadError> {
         if options.executor == ExecutorKind::Reference {
+            if let DeviceChoice::Cuda(_) | DeviceChoice::Emulated = options.device {
+                let why = "--executor reference computes on the CPU: give --device auto or cpu with it";
+                return Err(LoadError::Setting(why.into()));
+            }
             return self.chosen_reference(options, None);
         }
         match self.plan() {
-            Ok((graph, plan)) => {
-                let quantised = self.quantised(&graph, &plan);
-                let options = CpuOptions {
-                    threads: options.threads,
-                    dtype: self.dtype,
-                    quantization: self.quantization,
-                    kv_cache_dtype: self.kv_cache_dtype,
-                    max_tokens: options.max_num_batched_tokens,
-                    max_seqs: options.max_num_seqs,
-                };
-                let executor = CpuExecutor::of_plan(&graph, plan, &self.checkpoint.weights, &options)
-                    .map_err(|e| about(&self.checkpoint, e))?;
-                if quantised.matrices > 0 {
-                    tracing::info!(
-                        matrices = quantised.matrices,
-                        bytes = quantised.bytes,
-                        saved_bytes = quantised.plain_bytes.saturating_sub(quantised.bytes),
-                        "quantised weights of linear layers"
-                    );
-                }
-                Ok(Chosen { executor: Box::new(executor), name: "cpu", unplanned: None, quantised })
-            }
+            Ok((graph, plan)) => self.planned(&graph, plan, options),
             Err(reason @ LowerError::NotBatchable { .. }) if options.executor == ExecutorKind::Auto => {
                 self.chosen_reference(options, Some(reason))
             }
@@ -150,7 +134,34 @@ impl Blueprint {
             )));
         }
         let quantised = QuantSummary::default();
-        Ok(Chosen { executor: self.reference(options)?, name: "reference", unplanned, quantised })
+        Ok(Chosen { executor: self.reference(options)?, name: "reference", unplanned, quantised, memory: None })
+    }
+
+    /// The executor of a plan, on the device that is chosen.
+    fn planned(&self, graph: &Graph, plan: Plan, options: &LlmOptions) -> Result<Chosen, LoadError> {
+        let quantised = self.quantised(graph, &plan);
+        if let Some(Placed { executor, name, memory }) = place(self, graph, &plan, options)? {
+            return Ok(Chosen { executor, name, unplanned: None, quantised, memory });
+        }
+        let options = CpuOptions {
+            threads: options.threads,
+            dtype: self.dtype,
+            quantization: self.quantization,
+            kv_cache_dtype: self.kv_cache_dtype,
+            max_tokens: options.max_num_batched_tokens,
+            max_seqs: options.max_num_seqs,
+        };
+        let executor = CpuExecutor::of_plan(graph, plan, &self.checkpoint.weights, &options)
+            .map_err(|e| about(&self.checkpoint, e))?;
+        if quantised.matrices > 0 {
+            tracing::info!(
+                matrices = quantised.matrices,
+                bytes = quantised.bytes,
+                saved_bytes = quantised.plain_bytes.saturating_sub(quantised.bytes),
+                "quantised weights of linear layers"
+            );
+        }
+        Ok(Chosen { executor: Box::new(executor), name: "cpu", unplanned: None, quantised, memory: None })
     }
 
     fn reference(&self, options: &LlmOptions) -> Result<Box<dyn Executor>, LoadError> {
@@ -168,12 +179,14 @@ impl Blueprint {
 pub struct Chosen {
     /// It.
     pub executor: Box<dyn Executor>,
-    /// `cpu` or `reference`.
+    /// `cpu`, `cuda`, `emulated` or `reference`.
     pub name: &'static str,
     /// Why it is the reference, if nobody asked for that.
     pub unplanned: Option<LowerError>,
     /// What it holds quantised.
     pub quantised: QuantSummary,
+    /// Bytes of the device's memory that are free, and all, where it is not the machine's.
+    pub memory: Option<(u64, u64)>,
 }
 
 impl Llm {
@@ -181,7 +194,7 @@ impl Llm {
     pub fn load(options: &LlmOptions) -> Result<Llm, LoadError> {
         let blueprint = Blueprint::draw(options)?;
         let mut phase = Phase::start();
-        let Chosen { executor, name: executor_name, unplanned, quantised } = blueprint.executor(options)?;
+        let Chosen { executor, name: executor_name, unplanned, quantised, memory } = blueprint.executor(options)?;
         if let Some(reason) = unplanned {
             tracing::warn!(
                 model = blueprint.checkpoint.name,
@@ -192,9 +205,10 @@ impl Llm {
         phase.done("plan and weights");
         let checkpoint = &blueprint.checkpoint;
         let spec = executor.spec().clone();
-        let max_num_seqs = fit_states(options, &spec, cache_memory(options, &blueprint, &quantised))?;
+        let bytes = cache_memory(options, &blueprint, &quantised, memory);
+        let max_num_seqs = fit_states(options, &spec, bytes)?;
         let options = &LlmOptions { max_num_seqs, ..options.clone() };
-        let (max_model_len, kv_blocks) = size_cache(options, &spec, &blueprint, &quantised)?;
+        let (max_model_len, kv_blocks) = size_cache(options, &spec, &blueprint, bytes)?;
         let info = ModelInfo {
             name: checkpoint.name.clone(),
             served_names: match options.served_names.is_empty() {
@@ -292,9 +306,22 @@ fn check_vocabulary(checkpoint: &Checkpoint, spec: &ExecSpec) {
     }
 }
 
+/// The share of a device's memory that is used, as in vLLM.
+const DEVICE_SHARE: f64 = 0.9;
+
 /// What may be used for the KV cache and recurrent states together.
-fn cache_memory(options: &LlmOptions, blueprint: &Blueprint, quantised: &QuantSummary) -> usize {
+fn cache_memory(
+    options: &LlmOptions,
+    blueprint: &Blueprint,
+    quantised: &QuantSummary,
+    device: Option<(u64, u64)>,
+) -> usize {
     let bytes = options.kv_cache_memory.unwrap_or_else(|| {
+        if let Some((free, total)) = device {
+            // Weights and buffers are there already.
+            let share = (total as f64 * options.memory_share.unwrap_or(DEVICE_SHARE)) as u64;
+            return share.saturating_sub(total.saturating_sub(free));
+        }
         // What is quantised takes its place in memory already; what it was made from need not be there any more.
         let weights = &blueprint.checkpoint.weights;
         let mapped = weights.total_bytes().saturating_sub(weights.released_bytes());
@@ -335,7 +362,7 @@ fn size_cache(
     options: &LlmOptions,
     spec: &ExecSpec,
     blueprint: &Blueprint,
-    quantised: &QuantSummary,
+    memory: usize,
 ) -> Result<(usize, usize), LoadError> {
     let made_for = usize::try_from(blueprint.model.context_length).unwrap_or(usize::MAX);
     let mut max_model_len = options.max_model_len.unwrap_or(made_for);
@@ -348,7 +375,7 @@ fn size_cache(
     // What every sequence at its longest would take, plus one each for the block that is being filled.
     let useful = options.max_num_seqs.saturating_mul(max_model_len.div_ceil(BLOCK_SIZE) + 1);
     let states = spec.state_bytes_per_seq.saturating_mul(options.max_num_seqs);
-    let blocks = cache_memory(options, blueprint, quantised).saturating_sub(states) / per_block;
+    let blocks = memory.saturating_sub(states) / per_block;
     // More are of use for prefixes only; and blocks that take no memory are without number.
     let shared = spec.prefix_cache == PrefixCaching::Shared && spec.kv_bytes_per_block > 1;
     let blocks = if shared && options.kv_cache_memory.is_some() { blocks } else { blocks.min(useful) };

@@ -34,6 +34,7 @@
 
 mod build;
 mod checkpoint;
+mod device;
 mod gguf;
 mod guide;
 mod load;
@@ -52,6 +53,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
+pub use device::kernel_cache;
 pub use guide::{Grammar, GrammarError, Structure};
 pub use load::{Blueprint, Chosen};
 /// [`RequestParams`] by the name that vLLM has for it.
@@ -60,7 +62,8 @@ pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams}
 pub use output::{Finish, Generation, Output, StopReason};
 pub use pooling::{Embedding, Matryoshka, Pooled, Pooler, PoolerConfig, cosine};
 pub use settings::{
-    DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, LoadError, ModelSource, RunnerChoice,
+    DeviceChoice, DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, LoadError, ModelSource,
+    RunnerChoice,
 };
 
 use guide::Compiler;

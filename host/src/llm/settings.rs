@@ -33,7 +33,7 @@ pub enum DtypeChoice {
 /// `--executor`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExecutorKind {
-    /// Kernels on the CPU, or the reference for a graph that they cannot batch.
+    /// Kernels on the device, or the reference for a graph that they cannot batch.
     #[default]
     Auto,
     /// Kernels on the CPU.
@@ -52,6 +52,36 @@ pub enum RunnerChoice {
     Generate,
     /// Vectors.
     Pooling,
+}
+
+/// `--device`: what kernels run on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device if there is one that can run the model, or else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this number.
+    Cuda(usize),
+    /// CUDA kernels on an emulated device: slow, for tests.
+    Emulated,
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, String> {
+        let number = |n: &str| n.parse().map(DeviceChoice::Cuda).ok();
+        let choice = match text {
+            "auto" => Some(DeviceChoice::Auto),
+            "cpu" => Some(DeviceChoice::Cpu),
+            "cuda" => Some(DeviceChoice::Cuda(0)),
+            "emulated" => Some(DeviceChoice::Emulated),
+            other => other.strip_prefix("cuda:").and_then(number),
+        };
+        choice.ok_or_else(|| "expected auto, cpu, cuda, cuda:N (such as cuda:1) or emulated".into())
+    }
 }
 
 /// Everything that can be chosen about a model. `Default` serves the demo model.
@@ -77,6 +107,8 @@ pub struct LlmOptions {
     pub kv_cache_dtype: DtypeChoice,
     /// What runs the graph.
     pub executor: ExecutorKind,
+    /// What its kernels run on.
+    pub device: DeviceChoice,
     /// Threads of the CPU executor; `None`: one a core.
     pub threads: Option<usize>,
     /// The most tokens of prompt and output; `None`: what the model was made for.
@@ -148,6 +180,7 @@ impl Default for LlmOptions {
             quantization: None,
             kv_cache_dtype: DtypeChoice::Auto,
             executor: ExecutorKind::Auto,
+            device: DeviceChoice::Auto,
             threads: None,
             max_model_len: None,
             max_num_seqs: 256,

@@ -5,6 +5,7 @@ mod broken;
 #[path = "../plugins/build.rs"]
 mod build;
 mod commands;
+mod devices;
 #[path = "../serve/http.rs"]
 mod http;
 #[path = "../serve/models.rs"]

@@ -3,10 +3,10 @@
 use half::bf16;
 use kernels::cpu::{
     AttentionParams, BLOCK, Cpu, KvCache, KvCacheMut, KvMut, KvRef, KvShape, NO_BLOCK, Rows, RowsMut, SeqSpan,
-    attention, write_kv,
 };
 
-use super::{Case, Expected, Random};
+use super::on::{attention, write_kv};
+use super::{Case, Expected, On, Random};
 
 /// One attention call: for each sequence how many positions there are and how many of the last are computed.
 #[derive(Clone, Debug)]
@@ -107,7 +107,7 @@ impl Paged {
     }
 
     /// Writes positions `from..to` of one sequence.
-    pub fn write(&mut self, cpu: &Cpu, sequence: usize, from: usize, to: usize) {
+    pub fn write(&mut self, cpu: &On<'_>, sequence: usize, from: usize, to: usize) {
         let shape = self.spec.shape;
         let (k_cols, v_cols) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
         let tensors = &self.sequences[sequence];
@@ -118,7 +118,7 @@ impl Paged {
         write_kv(cpu, k, v, &[span], cache).unwrap();
     }
 
-    pub fn write_all(&mut self, cpu: &Cpu) {
+    pub fn write_all(&mut self, cpu: &On<'_>) {
         for sequence in 0..self.sequences.len() {
             self.write(cpu, sequence, 0, self.spec.seqs[sequence].0);
         }
@@ -145,7 +145,7 @@ impl Paged {
     }
 
     /// Attention for `(sequence, from, to)` parts, laid end to end. `padding` elements after each row of q.
-    pub fn attend(&self, cpu: &Cpu, parts: &[(usize, usize, usize)], padding: usize, out: &mut [f32]) {
+    pub fn attend(&self, cpu: &On<'_>, parts: &[(usize, usize, usize)], padding: usize, out: &mut [f32]) {
         let shape = self.spec.shape;
         let cols = self.spec.heads * shape.head_dim;
         let mut q = Vec::new();
@@ -237,7 +237,7 @@ fn case(spec: Spec) -> Case {
     let pairs: f64 = spec.seqs.iter().map(|&(l, r)| (r * (2 * l - r + 1)) as f64 / 2.0).sum();
     let keys: f64 = spec.seqs.iter().map(|s| s.0 as f64).sum();
     let paged = std::rc::Rc::new(std::cell::RefCell::new(Paged::new(spec.clone(), 5)));
-    paged.borrow_mut().write_all(&Cpu::new(1).unwrap());
+    paged.borrow_mut().write_all(&On::Cpu(&Cpu::new(1).unwrap()));
     let parts = paged.borrow().parts();
     for &(sequence, from, _) in &parts {
         paged.borrow_mut().free_before(sequence, from);

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use kernels::cpu::{Cpu, Epilogue, Groups, Rows, RowsMut, Scratch, Segment, grouped_linear, linear};
+use kernels::cpu::{Epilogue, Groups, Rows, RowsMut, Scratch, Segment};
 
 use super::linear::{Kind, Weight};
-use super::{Case, Expected, Random};
+use super::on::{grouped_linear, linear};
+use super::{Case, Expected, On, Random};
 
 /// One grouped linear.
 #[derive(Clone, Debug)]
@@ -81,21 +82,21 @@ impl Operands {
     }
 
     /// Runs some tokens.
-    pub fn run(&mut self, cpu: &Cpu, tokens: Range<usize>, out: &mut [f32]) {
+    pub fn run(&mut self, cpu: &On<'_>, tokens: Range<usize>, out: &mut [f32]) {
         let choices = self.spec.choices;
-        self.groups.sort(&self.ids[tokens.start * choices..tokens.end * choices], self.spec.experts).unwrap();
-        let mut segments = vec![];
-        for e in self.groups.chosen() {
-            segments.extend(Self::segments(&self.weights[e], &self.biases[e], &self.spec));
-        }
+        let ids = &self.ids[tokens.start * choices..tokens.end * choices];
+        self.groups.sort(ids, self.spec.experts).unwrap();
+        let (weights, biases, spec) = (&self.weights, &self.biases, &self.spec);
+        let segments = |e: usize| Self::segments(&weights[e], &biases[e], spec);
         let rows = RowsMut::dense(out, tokens.len() * choices, self.width());
         let each = if self.spec.per_choice { choices } else { 1 };
         let x = Rows::dense(&self.x[tokens.start * each * self.spec.k..], tokens.len() * each, self.spec.k);
-        grouped_linear(cpu, &mut self.scratch, x, &self.groups, &segments, self.spec.kind.compute(), rows).unwrap();
+        let groups = (&self.groups, ids, self.spec.experts);
+        grouped_linear(cpu, &mut self.scratch, x, groups, &segments, self.spec.kind.compute(), rows).unwrap();
     }
 
     /// All choices, one by one.
-    pub fn by_plain_linears(&mut self, cpu: &Cpu) -> Vec<f32> {
+    pub fn by_plain_linears(&mut self, cpu: &On<'_>) -> Vec<f32> {
         let width = self.width();
         let mut out = vec![0.0; self.outputs()];
         let mut scratch = Scratch::with_capacity(1, self.spec.k);

@@ -3,11 +3,11 @@
 use half::{bf16, f16};
 use kernels::cpu::{
     Activation, CodeRow, Compute, Cpu, Epilogue, QuantFormat, Quantised, Rows, RowsMut, Scratch, Segment, WeightRef,
-    linear,
 };
 
+use super::on::linear;
 use super::ops::activation;
-use super::{Case, Expected, Random};
+use super::{Case, Expected, On, Random};
 
 #[derive(Clone)]
 pub enum Weight {
@@ -222,7 +222,7 @@ impl Operands {
     }
 
     /// Runs rows `rows` of x only. Outputs that no segment covers keep 7.
-    pub fn run(&mut self, cpu: &Cpu, rows: std::ops::Range<usize>, out: &mut [f32]) {
+    pub fn run(&mut self, cpu: &On<'_>, rows: std::ops::Range<usize>, out: &mut [f32]) {
         let (spec, stride, columns) = (&self.spec, self.stride(), self.columns());
         let x_stride = spec.k + spec.padding;
         let x = Rows::strided(&self.x[rows.start * x_stride..], rows.len(), spec.k, x_stride);

@@ -1,16 +1,17 @@
 //! The table of kernel cases: one entry is one test against an f64 reference, and, if it is marked so, one benchmark.
 //!
-//! `tests/kernels.rs` runs every entry on every instruction set and several thread counts; `benches/kernels.rs` times
-//! the entries of [`bench_cases`]. A new kernel's test is one entry here.
+//! `tests/kernels.rs` runs every entry on every instruction set and several thread counts, `tests/cuda.rs` on the emulated
+//! device in several schedules; `benches/kernels.rs` times the entries of [`bench_cases`]. A new kernel's test is one entry here.
 #![allow(dead_code, unreachable_pub, reason = "tests and benches use different parts")]
 
 pub mod attention;
 pub mod grouped;
 pub mod linear;
+pub mod on;
 pub mod ops;
 pub mod recurrent;
 
-use kernels::cpu::Cpu;
+pub use on::On;
 
 /// One output: what it should be, and the magnitude that its error is relative to.
 #[derive(Clone, Copy)]
@@ -20,7 +21,7 @@ pub struct Expected {
 }
 
 /// Runs a kernel into the given outputs.
-pub type Run = Box<dyn FnMut(&Cpu, &mut [f32])>;
+pub type Run = Box<dyn FnMut(&On<'_>, &mut [f32])>;
 
 /// A kernel with inputs of one shape.
 pub struct Case {
@@ -42,6 +43,13 @@ pub fn test_cases() -> Vec<Case> {
     all.extend(ops::test_cases());
     all.extend(grouped::test_cases());
     all.extend(recurrent::test_cases());
+    all
+}
+
+/// Those that a CUDA device has kernels for: all but quantised weights.
+pub fn device_cases() -> Vec<Case> {
+    let mut all = test_cases();
+    all.retain(|case| !["Int8", "Int4"].iter().any(|kind| case.name.contains(kind)));
     all
 }
 

@@ -1,14 +1,14 @@
 //! Row-wise kernels.
 
 use half::{bf16, f16};
-use kernels::cpu::{
-    Activation, Binary, Cpu, LayerNorm, RmsNorm, Rope, RopeStyle, Rows, RowsMut, WeightRef, ZipOperand, ZipRuns,
+use kernels::cpu::{Activation, Binary, LayerNorm, RmsNorm, Rope, RopeStyle, Rows, RowsMut, WeightRef, ZipOperand};
+
+use super::on::{
     activate, activate_to, add, add_assign, add_layer_norm, add_rms_norm, argmax, embed, gated, gather_rows,
     layer_norm, layer_norm_parts, mul, rms_norm, rms_norm_parts, rope, rope_to, scale, softcap, softmax, softmax_to,
     zip,
 };
-
-use super::{Case, Expected, Random, relative};
+use super::{Case, Expected, On, Random, relative};
 
 pub const ACTIVATIONS: [Activation; 11] = [
     Activation::Identity,
@@ -71,7 +71,7 @@ fn case(
     (rows, cols): (usize, usize),
     tolerance: f64,
     passes: usize,
-    run: impl FnMut(&Cpu, &mut [f32]) + 'static,
+    run: impl FnMut(&On<'_>, &mut [f32]) + 'static,
     reference: impl Fn() -> Vec<Expected> + 'static,
 ) -> Case {
     Case {
@@ -169,7 +169,7 @@ fn norms((rows, cols): (usize, usize), out: &mut Vec<Case>) {
     };
     for (weighted, offset) in [(false, 0.0), (true, 0.0), (true, 1.0)] {
         let (d, e) = (data.clone(), data.clone());
-        let run = move |cpu: &Cpu, y: &mut [f32]| {
+        let run = move |cpu: &On<'_>, y: &mut [f32]| {
             let norm = RmsNorm { weight: weighted.then_some(&d[2]), weight_offset: offset, eps };
             rms_norm(cpu, Rows::dense(&d[0], rows, cols), &norm, RowsMut::dense(y, rows, cols)).unwrap();
         };
@@ -180,7 +180,7 @@ fn norms((rows, cols): (usize, usize), out: &mut Vec<Case>) {
         out.push(case(format!("rms_norm/{weighted}/{offset}"), (rows, cols), 1e-6, 2, run, reference));
 
         let (d, e) = (data.clone(), data.clone());
-        let run = move |cpu: &Cpu, y: &mut [f32]| {
+        let run = move |cpu: &On<'_>, y: &mut [f32]| {
             let norm = LayerNorm { weight: weighted.then_some(&d[2]), bias: (offset == 1.0).then_some(&d[3]), eps };
             layer_norm(cpu, Rows::dense(&d[0], rows, cols), &norm, RowsMut::dense(y, rows, cols)).unwrap();
         };
@@ -194,7 +194,7 @@ fn norms((rows, cols): (usize, usize), out: &mut Vec<Case>) {
         // The outputs are the normed rows, but every even run checks the residual stream instead.
         for residual_out in [false, true] {
             let (d, e) = (data.clone(), data.clone());
-            let run = move |cpu: &Cpu, y: &mut [f32]| {
+            let run = move |cpu: &On<'_>, y: &mut [f32]| {
                 let mut residual = d[1].clone();
                 let x = Rows::dense(&d[0], rows, cols);
                 let (r, o) = (RowsMut::dense(&mut residual, rows, cols), RowsMut::dense(y, rows, cols));
@@ -281,7 +281,7 @@ fn heads_and_rope(rows: usize, heads: usize, dim: usize, out: &mut Vec<Case>) {
     ] {
         for stretched in [[false, true], [true, false], [false, false]] {
             let at = move |c: usize, stretched: bool| if stretched { c / dim } else { c };
-            let runs = ZipRuns::new((0..cols).map(|c| stretched.map(|s| at(c, s) as u32)));
+            let columns: Vec<[u32; 2]> = (0..cols).map(|c| stretched.map(|s| at(c, s) as u32)).collect();
             let (d, e) = (x.clone(), x.clone());
             out.push(case(
                 format!("zip/{op:?}/{stretched:?}/h{heads}").replace(' ', ""),
@@ -290,7 +290,7 @@ fn heads_and_rope(rows: usize, heads: usize, dim: usize, out: &mut Vec<Case>) {
                 3,
                 move |cpu, y| {
                     let (a, b) = (ZipOperand { data: &d, stride: cols }, ZipOperand { data: &d, stride: 0 });
-                    zip(cpu, op, a, b, &runs, RowsMut::dense(y, rows, cols)).unwrap();
+                    zip(cpu, op, a, b, &columns, RowsMut::dense(y, rows, cols)).unwrap();
                 },
                 move || {
                     let value = |i: usize| {
@@ -310,7 +310,7 @@ fn heads_and_rope(rows: usize, heads: usize, dim: usize, out: &mut Vec<Case>) {
             let sin: std::rc::Rc<Vec<f32>> = angles.iter().map(|a| (a * 9.0).sin()).collect::<Vec<_>>().into();
             let (d, e, c, z) = (x.clone(), x.clone(), cos.clone(), sin.clone());
             let in_place = half % 2 == 0;
-            let run = move |cpu: &Cpu, y: &mut [f32]| {
+            let run = move |cpu: &On<'_>, y: &mut [f32]| {
                 let table = Rope { head_dim: dim, rotary_dims, style, cos: &c, sin: &z };
                 if in_place {
                     y.copy_from_slice(&d);
@@ -343,7 +343,7 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
     let mut random = Random(14);
     let a: std::rc::Rc<Vec<f32>> = random.vec(rows * cols).into();
     let b: std::rc::Rc<Vec<f32>> = random.vec(rows * cols).into();
-    type Kernel = fn(&Cpu, Rows<'_>, Rows<'_>, RowsMut<'_>);
+    type Kernel = fn(&On<'_>, Rows<'_>, Rows<'_>, RowsMut<'_>);
     type Exact = fn(f64, f64) -> f64;
     let table: [(&str, Kernel, Exact); 7] = [
         ("add", |c, a, b, y| add(c, a, b, y).unwrap(), |a, b| a + b),
@@ -391,7 +391,7 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
     ];
     for (name, kernel, exact) in table {
         let (d, e) = ((a.clone(), b.clone()), (a.clone(), b.clone()));
-        let run = move |cpu: &Cpu, y: &mut [f32]| {
+        let run = move |cpu: &On<'_>, y: &mut [f32]| {
             kernel(cpu, Rows::dense(&d.0, rows, cols), Rows::dense(&d.1, rows, cols), RowsMut::dense(y, rows, cols));
         };
         let reference = move || {
@@ -457,7 +457,7 @@ fn simple((rows, cols): (usize, usize), out: &mut Vec<Case>) {
         );
         let (run_ids, ids) = (ids.clone(), ids.clone());
         let exact = table.clone();
-        let run = move |cpu: &Cpu, y: &mut [f32]| {
+        let run = move |cpu: &On<'_>, y: &mut [f32]| {
             let table = match dtype {
                 "f32" => WeightRef::F32(&f),
                 "bf16" => WeightRef::Bf16(&h),

@@ -1,13 +1,11 @@
 //! Convolutions along the sequence and attention by a running state: sequences of several lengths, from the beginning and
 //! continued, every layout of the state.
 
-use kernels::cpu::{
-    Activation, CausalConv, Cpu, LinearAttention, LinearAttentionOperands, Rows, RowsMut, StateSpan, causal_conv1d,
-    linear_attention,
-};
+use kernels::cpu::{Activation, CausalConv, LinearAttention, LinearAttentionOperands, Rows, RowsMut, StateSpan};
 
+use super::on::{causal_conv1d, linear_attention};
 use super::ops::activation;
-use super::{Case, Expected, Random};
+use super::{Case, Expected, On, Random};
 
 /// Sequences laid end to end: `(rows, slot)`; what a slot held before counts for those that are not fresh.
 #[derive(Clone, Debug)]
@@ -71,7 +69,7 @@ impl ConvOperands {
         }
     }
 
-    pub fn run(&self, cpu: &Cpu, seqs: &[StateSpan], first_row: usize, state: &mut [f32], out: &mut [f32]) {
+    pub fn run(&self, cpu: &On<'_>, seqs: &[StateSpan], first_row: usize, state: &mut [f32], out: &mut [f32]) {
         let Conv { channels, width, bias, activation, .. } = self.spec;
         let rows = seqs.iter().map(|s| s.rows).sum();
         let conv = CausalConv { weight: &self.weight, bias: bias.then_some(&self.bias[..]), width, activation };
@@ -175,7 +173,7 @@ impl ScanOperands {
         self.spec.shape.heads * self.spec.shape.value_dim
     }
 
-    pub fn run(&self, cpu: &Cpu, seqs: &[StateSpan], first_row: usize, state: &mut [f32], out: &mut [f32]) {
+    pub fn run(&self, cpu: &On<'_>, seqs: &[StateSpan], first_row: usize, state: &mut [f32], out: &mut [f32]) {
         let (s, rows) = (self.spec.shape, seqs.iter().map(|s| s.rows).sum());
         let keys = s.key_heads * s.key_dim;
         let decays = s.heads * if s.per_channel { s.key_dim } else { 1 };
@@ -314,4 +312,4 @@ pub fn bench_cases() -> Vec<Case> {
 }
 
 /// Runs spans whose first row in the operands is given, over a state, into outputs.
-pub type Step = Box<dyn Fn(&Cpu, &[StateSpan], usize, &mut [f32], &mut [f32])>;
+pub type Step = Box<dyn Fn(&On<'_>, &[StateSpan], usize, &mut [f32], &mut [f32])>;

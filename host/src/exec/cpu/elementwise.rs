@@ -14,7 +14,7 @@ use crate::exec::ExecError;
 use crate::graph::elementwise as f;
 
 /// An elementwise call made ready: its function, and which column of every operand a column reads.
-pub(super) struct Kernel {
+pub(in crate::exec) struct Kernel {
     function: Function,
     columns: Vec<Columns>,
     /// Arithmetic on floats has a kernel of its own.
@@ -40,13 +40,13 @@ enum Function {
 }
 
 /// For every column of the output, the operand's column.
-enum Columns {
+pub(in crate::exec) enum Columns {
     Same,
     Broadcast(Arc<[u32]>),
 }
 
 /// Whether [`Kernel`] computes the op for these element types; others go to the reference executor.
-pub(super) fn is_native(op: &Op, input: Elem, output: Elem) -> bool {
+pub(in crate::exec) fn is_native(op: &Op, input: Elem, output: Elem) -> bool {
     function(op, input, output).is_some()
 }
 
@@ -77,7 +77,7 @@ fn function(op: &Op, input: Elem, output: Elem) -> Option<Function> {
 
 impl Kernel {
     /// For output rows of these dimensions.
-    pub(super) fn new(
+    pub(in crate::exec) fn new(
         op: &Op,
         inputs: &[Operand],
         out: &View,
@@ -293,7 +293,7 @@ impl Read<'_> {
 
 /// Which columns broadcast operands are read from, each pattern once for a plan.
 #[derive(Default)]
-pub(super) struct Maps {
+pub(in crate::exec) struct Maps {
     /// By the operand's dimensions, then the output's.
     known: HashMap<[Vec<usize>; 2], Arc<[u32]>>,
     entries: usize,
@@ -304,7 +304,7 @@ impl Maps {
     const MAX_ENTRIES: usize = 1 << 26;
 
     /// Which column of the operand every output column reads, under numpy's broadcasting.
-    fn columns(&mut self, operand: &Operand, dims: &[usize]) -> Result<Columns, ExecError> {
+    pub(in crate::exec) fn columns(&mut self, operand: &Operand, dims: &[usize]) -> Result<Columns, ExecError> {
         // Dimensions beside the rows. A static of full rank has a leading 1 in the place of the rows.
         let own = match operand {
             Operand::View(_, d) => d.as_slice(),

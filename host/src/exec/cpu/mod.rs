@@ -9,18 +9,18 @@
 //! summation per output; nothing here depends on the number of rows.
 
 mod arena;
-mod elementwise;
+pub(in crate::exec) mod elementwise;
 mod experts;
 mod expressions;
 mod facts;
 mod lower;
 mod memory;
 mod plan;
-mod precision;
-mod rows;
-mod slots;
+pub(in crate::exec) mod precision;
+pub(in crate::exec) mod rows;
+pub(in crate::exec) mod slots;
 mod stateful;
-mod statics;
+pub(in crate::exec) mod statics;
 mod zeroed;
 
 use std::sync::Arc;
@@ -467,20 +467,20 @@ impl From<KernelError> for ExecError {
     }
 }
 
-fn kv_shape(s: &plugin_api::KvState) -> KvShape {
+pub(in crate::exec) fn kv_shape(s: &plugin_api::KvState) -> KvShape {
     KvShape { kv_heads: s.heads, head_dim: s.key_dim, value_dim: s.value_dim }
 }
 
-fn block_elements(s: &plugin_api::KvState) -> usize {
+pub(in crate::exec) fn block_elements(s: &plugin_api::KvState) -> usize {
     kv_shape(s).k_block() + kv_shape(s).v_block()
 }
 
-fn element_size(dtype: Dtype) -> usize {
+pub(in crate::exec) fn element_size(dtype: Dtype) -> usize {
     if dtype == Dtype::Float32 { 4 } else { 2 }
 }
 
 /// The largest window, if every attention has one.
-fn window_of_all(plan: &Plan) -> Option<usize> {
+pub(in crate::exec) fn window_of_all(plan: &Plan) -> Option<usize> {
     let windows: Option<Vec<usize>> = plan.states.iter().map(|s| s.window.map(|w| w as usize)).collect();
     windows?.into_iter().max()
 }

@@ -55,7 +55,7 @@ pub enum Elem {
 
 impl Elem {
     /// Bytes of one.
-    pub(super) fn size(self) -> usize {
+    pub(in crate::exec) fn size(self) -> usize {
         match self {
             Elem::F32 => 4,
             Elem::I64 => 8,

@@ -43,7 +43,7 @@ impl Held {
 }
 
 /// What `--dtype` and `--quantization` mean for a checkpoint.
-pub(super) struct Precision<'a> {
+pub(in crate::exec) struct Precision<'a> {
     pub(super) weights: &'a Weights,
     pub(super) dtype: Dtype,
     pub(super) quantization: Option<Quantization>,
@@ -69,7 +69,7 @@ pub struct QuantSummary {
 }
 
 impl<'a> Precision<'a> {
-    pub(super) fn new(weights: &'a Weights, dtype: Dtype, quantization: Option<Quantization>) -> Self {
+    pub(in crate::exec) fn new(weights: &'a Weights, dtype: Dtype, quantization: Option<Quantization>) -> Self {
         Precision { weights, dtype, quantization, special: OnceCell::new() }
     }
 

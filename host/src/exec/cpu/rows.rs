@@ -15,7 +15,7 @@ const MAX_CHOSEN: usize = 64;
 
 /// A call made ready.
 #[derive(Debug)]
-pub(super) enum Kernel {
+pub(in crate::exec) enum Kernel {
     /// Along one axis: `outer` times `inner` lanes of `n` elements.
     Lanes { op: Lane, outer: usize, n: usize, inner: usize, out_n: usize },
     /// Copies, in the order of the output's columns.
@@ -24,7 +24,7 @@ pub(super) enum Kernel {
 
 /// What is computed along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(in crate::exec) enum Lane {
     Sum,
     Max,
     Min,
@@ -38,16 +38,16 @@ pub(super) enum Lane {
 
 /// Columns of an operand that are columns of the output: `len` from `at` on, or that one again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    operand: u32,
-    at: u32,
-    len: u32,
-    moves: bool,
+pub(in crate::exec) struct Piece {
+    pub(in crate::exec) operand: u32,
+    pub(in crate::exec) at: u32,
+    pub(in crate::exec) len: u32,
+    pub(in crate::exec) moves: bool,
 }
 
 /// Whether [`Kernel`] computes the op for operands of these dimensions beside the rows; others go to the reference
 /// executor.
-pub(super) fn is_native(op: &Op, inputs: &[Operand], out: &View) -> bool {
+pub(in crate::exec) fn is_native(op: &Op, inputs: &[Operand], out: &View) -> bool {
     let views = inputs.iter().all(|o| matches!(o, Operand::View(..)));
     let floats = |i: usize| elem(&inputs[i]).is_some_and(|e| e == super::Elem::F32);
     match op {
@@ -94,7 +94,7 @@ fn dims(o: &Operand) -> &[usize] {
 
 impl Kernel {
     /// For output rows of these dimensions.
-    pub(super) fn new(op: &Op, inputs: &[Operand], out_dims: &[usize]) -> Result<Kernel, ExecError> {
+    pub(in crate::exec) fn new(op: &Op, inputs: &[Operand], out_dims: &[usize]) -> Result<Kernel, ExecError> {
         let lanes = |lane: Lane, axis: usize| {
             let (d, o) = (dims(&inputs[0]), out_dims.get(axis).copied().unwrap_or(1));
             let (outer, inner) = (d[..axis].iter().product(), d[axis + 1..].iter().product());

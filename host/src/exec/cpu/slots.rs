@@ -11,7 +11,7 @@ use super::zeroed::Zeroed;
 use crate::exec::{ExecError, Step};
 
 /// The states of all sequences.
-pub(super) struct Slots {
+pub(in crate::exec) struct Slots {
     /// By state of the plan: a slot of equal size for each sequence.
     pub(super) data: Vec<Zeroed<f32>>,
     held: HashMap<u64, Held>,
@@ -28,12 +28,12 @@ struct Held {
 
 impl Slots {
     /// For at most `count` sequences.
-    pub(super) fn new(count: usize) -> Slots {
+    pub(in crate::exec) fn new(count: usize) -> Slots {
         Slots { data: vec![], held: HashMap::with_capacity(count), free: (0..count).rev().collect(), count }
     }
 
     /// Allocates slots of these elements.
-    pub(super) fn allocate(&mut self, elements: &[usize]) -> Result<(), ExecError> {
+    pub(in crate::exec) fn allocate(&mut self, elements: &[usize]) -> Result<(), ExecError> {
         let one = |&n: &usize| {
             n.checked_mul(self.count).ok_or_else(|| "the size overflows".to_owned()).and_then(Zeroed::new).map_err(
                 |reason| {
@@ -51,7 +51,7 @@ impl Slots {
     }
 
     /// Where the states of a step's sequences are; nothing if the plan has none.
-    pub(super) fn begin(&mut self, step: &Step<'_>) -> Result<Vec<StateSpan>, ExecError> {
+    pub(in crate::exec) fn begin(&mut self, step: &Step<'_>) -> Result<Vec<StateSpan>, ExecError> {
         if self.data.is_empty() {
             return Ok(vec![]);
         }
@@ -83,7 +83,7 @@ impl Slots {
     }
 
     /// Takes the slot of a sequence back.
-    pub(super) fn forget(&mut self, id: u64) {
+    pub(in crate::exec) fn forget(&mut self, id: u64) {
         if let Some(held) = self.held.remove(&id) {
             let at = self.free.partition_point(|&other| other > held.slot);
             self.free.insert(at, held.slot);

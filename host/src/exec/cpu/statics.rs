@@ -14,7 +14,7 @@ use crate::exec::reference::{self, Tensor};
 use crate::hub::{Dtype as Stored, PackedFormat, PackedView, WeightView, Weights};
 
 /// The data of one static value.
-pub(super) enum StaticData {
+pub(in crate::exec) enum StaticData {
     /// As stored in the checkpoint.
     Mapped {
         weights: Weights,
@@ -30,7 +30,7 @@ pub(super) enum StaticData {
 }
 
 impl StaticData {
-    pub(super) fn elem(&self) -> Elem {
+    pub(in crate::exec) fn elem(&self) -> Elem {
         match self {
             StaticData::I64(_) => Elem::I64,
             StaticData::Bool(_) => Elem::Bool,
@@ -39,7 +39,7 @@ impl StaticData {
     }
 
     /// As a weight matrix.
-    pub(super) fn matrix(&self) -> Result<WeightRef<'_>, ExecError> {
+    pub(in crate::exec) fn matrix(&self) -> Result<WeightRef<'_>, ExecError> {
         match self {
             StaticData::Mapped { weights, index, dtype } => {
                 WeightRef::from_bytes(*dtype, weights.at(*index).data).map_err(|e| ExecError::Failed(e.to_string()))
@@ -53,7 +53,7 @@ impl StaticData {
     }
 
     /// As plain floats.
-    pub(super) fn values(&self) -> Result<&[f32], ExecError> {
+    pub(in crate::exec) fn values(&self) -> Result<&[f32], ExecError> {
         match self {
             StaticData::F32(v) => Ok(v),
             _ => Err(ExecError::Failed("the plan reads a static value as f32 that is not".into())),
@@ -61,7 +61,7 @@ impl StaticData {
     }
 
     /// Bytes that it takes beside the mapped file.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::exec) fn bytes(&self) -> usize {
         match self {
             StaticData::Mapped { .. } => 0,
             StaticData::F32(v) => v.len() * 4,
@@ -75,7 +75,7 @@ impl StaticData {
 }
 
 /// Computes or maps every static of a plan.
-pub(super) fn load(
+pub(in crate::exec) fn load(
     graph: &Graph,
     statics: &[Static],
     precision: &Precision<'_>,

@@ -1,0 +1,55 @@
+//! Models of the zoo on the emulated CUDA device, through `Llm::load` and the engine; see `ways.rs`. What runs there is what
+//! runs on a GPU: the same plan, kernels and executor. Slow, so it is a sample of kinds.
+
+use host_tests::ways::{check_emulated, refused_emulated};
+
+const WORKER: &str = env!("CARGO_BIN_EXE_plugin-worker");
+
+#[test]
+fn llama() {
+    check_emulated("llama", "native", WORKER);
+}
+
+#[test]
+fn llama_of_bf16_weights() {
+    check_emulated("llama__bf16_weights", "native", WORKER);
+}
+
+#[test]
+fn gpt2() {
+    check_emulated("gpt2", "native", WORKER);
+}
+
+#[test]
+fn helium() {
+    check_emulated("helium", "native", WORKER);
+}
+
+#[test]
+fn qwen2_with_a_sliding_window() {
+    check_emulated("qwen2__swa", "native", WORKER);
+}
+
+#[test]
+fn gemma2_with_caps_and_windows() {
+    check_emulated("gemma2", "transformers", WORKER);
+}
+
+#[test]
+fn gpt_oss_with_experts_and_sinks() {
+    check_emulated("gpt_oss", "transformers", WORKER);
+}
+
+/// Its router casts to truth values.
+#[test]
+fn a_model_with_an_op_that_has_no_kernel_is_refused_by_the_ops_name() {
+    let error = refused_emulated("deepseek_v3", "transformers", WORKER);
+    for words in ["deepseek_v3", "no kernel for `cast(dtype:bool)`", "--device auto or cpu"] {
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn granitemoehybrid_with_running_states() {
+    check_emulated("granitemoehybrid", "transformers", WORKER);
+}
