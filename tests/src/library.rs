@@ -48,8 +48,13 @@ pub fn registry_with_transformers(worker: &str) -> RegistryOptions {
 
 /// Options for this model and nothing of this machine's: no hub, no plugins of the user's, no device.
 pub fn options(model: ModelSource, worker: &str) -> LlmOptions {
-    let mut options =
-        LlmOptions { model, registry: registry(worker), device: DeviceChoice::Cpu, ..LlmOptions::default() };
+    let mut options = LlmOptions {
+        model,
+        registry: registry(worker),
+        device: DeviceChoice::Cpu,
+        kernel_cache: Path::new(worker).parent().map(|built| built.join("e2e-kernels")),
+        ..LlmOptions::default()
+    };
     options.hub.offline = true;
     options
 }

@@ -24,7 +24,7 @@ pub(super) struct Placed {
 /// To be taken out when they have been, and `auto` takes the device: docs/cuda.md.
 const UNTRIED: &str = "the CUDA kernels were tested on an emulator only, not on hardware";
 
-/// Where compiled kernels are kept.
+/// Where compiled kernels are kept if nothing else is said.
 pub fn kernel_cache() -> Option<PathBuf> {
     cache_folder("kernels")
 }
@@ -43,10 +43,12 @@ pub(super) fn place(
             let why = format!("--executor cpu and --device {} exclude each other", name(device));
             return Err(LoadError::Setting(why));
         }
-        (DeviceChoice::Auto, _) => match automatic(refused(blueprint, graph, plan)) {
+        (DeviceChoice::Auto, _) => match automatic(options, refused(blueprint, graph, plan)) {
             Ok(cuda) => {
-                let name = cuda.properties().name;
-                tracing::warn!("on the CPU: {name} could run this model, but {UNTRIED}; --device cuda uses it all the same");
+                let name = &cuda.properties().name;
+                tracing::warn!(
+                    "on the CPU: {name} could run this model, but {UNTRIED}; --device cuda uses it all the same"
+                );
                 return Ok(None);
             }
             Err(Refused::Absent(why)) => {
@@ -58,12 +60,13 @@ pub(super) fn place(
                 return Ok(None);
             }
         },
-        (DeviceChoice::Cuda(ordinal), _) => {
-            (cuda::device(ordinal, kernel_cache()).map_err(|e| failed(format!("--device cuda: {e}")))?, "cuda")
-        }
+        (DeviceChoice::Cuda(ordinal), _) => (
+            cuda::device(ordinal, options.kernel_cache.clone()).map_err(|e| failed(format!("--device cuda: {e}")))?,
+            "cuda",
+        ),
         (DeviceChoice::Emulated, _) => {
-            let options = EmulatedOptions { cache: kernel_cache(), ..EmulatedOptions::default() };
-            (cuda::emulated(&options).map_err(|e| failed(format!("--device emulated: {e}")))?, "emulated")
+            let emulated = EmulatedOptions { cache: options.kernel_cache.clone(), ..EmulatedOptions::default() };
+            (cuda::emulated(&emulated).map_err(|e| failed(format!("--device emulated: {e}")))?, "emulated")
         }
     };
     if let Some(why) = refused(blueprint, graph, plan) {
@@ -96,7 +99,7 @@ fn refused(blueprint: &Blueprint, graph: &Graph, plan: &Plan) -> Option<String> 
     quantised.or_else(|| unsupported(plan))
 }
 
-fn automatic(refused: Option<String>) -> Result<Cuda, Refused> {
+fn automatic(options: &LlmOptions, refused: Option<String>) -> Result<Cuda, Refused> {
     match cuda::driver() {
         Ok(_) => {}
         Err(e @ CudaError::Unavailable(_)) => return Err(Refused::Absent(e.to_string())),
@@ -104,7 +107,7 @@ fn automatic(refused: Option<String>) -> Result<Cuda, Refused> {
     }
     match refused {
         Some(why) => Err(Refused::Broken(why)),
-        None => cuda::device(0, kernel_cache()).map_err(|e| Refused::Broken(e.to_string())),
+        None => cuda::device(0, options.kernel_cache.clone()).map_err(|e| Refused::Broken(e.to_string())),
     }
 }
 

@@ -109,6 +109,8 @@ pub struct LlmOptions {
     pub executor: ExecutorKind,
     /// What its kernels run on.
     pub device: DeviceChoice,
+    /// Where compiled CUDA kernels are kept; `None`: nowhere.
+    pub kernel_cache: Option<std::path::PathBuf>,
     /// Threads of the CPU executor; `None`: one a core.
     pub threads: Option<usize>,
     /// The most tokens of prompt and output; `None`: what the model was made for.
@@ -181,6 +183,7 @@ impl Default for LlmOptions {
             kv_cache_dtype: DtypeChoice::Auto,
             executor: ExecutorKind::Auto,
             device: DeviceChoice::Auto,
+            kernel_cache: super::kernel_cache(),
             threads: None,
             max_model_len: None,
             max_num_seqs: 256,
