@@ -20,7 +20,7 @@ impl<E: Pod> Zeroed<E> {
     pub(super) fn new(len: usize) -> Result<Zeroed<E>, String> {
         // A mapping of no bytes is an error.
         let bytes = len.checked_mul(size_of::<E>()).ok_or("the size overflows")?.max(1);
-        let map = MmapMut::map_anon(bytes).map_err(|e| e.to_string())?;
+        let map = MmapMut::map_anon(bytes).map_err(|e| format!("not enough memory ({e})"))?;
         Ok(Zeroed { map, len, elements: PhantomData })
     }
 }
