@@ -43,7 +43,9 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<ModelFiles, HubError
         return Err(not_a_model(model, "it is a file, neither a folder nor a GGUF file (*.gguf)".into()));
     }
     if let Err(reason) = check_repo_id(model) {
-        return Err(not_a_model(model, format!("there is no such folder, and {reason}")));
+        let is_gguf = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+        let missing = if is_gguf { "file" } else { "folder" };
+        return Err(not_a_model(model, format!("there is no such {missing}, and {reason}")));
     }
     if options.revision().split('/').any(|part| part.is_empty() || part == "." || part == "..") {
         return Err(not_a_model(model, format!("\"{}\" is not a revision", options.revision())));
@@ -316,6 +318,8 @@ mod tests {
 
         let error = resolve(config.to_str().unwrap(), &options(dir.path())).unwrap_err().to_string();
         assert!(error.contains("it is a file, neither a folder nor a GGUF file"), "{error}");
+        let error = resolve("./no/model.gguf", &options(dir.path())).unwrap_err().to_string();
+        assert!(error.contains("\"./no/model.gguf\": there is no such file"), "{error}");
         for path in ["./nothing/here", "/no/such/folder", "a/b/c", "org/../x", "org/na me", "-x/y"] {
             let error = resolve(path, &options(dir.path())).unwrap_err().to_string();
             assert!(error.contains("no such folder") && error.contains(path), "{error}");

@@ -72,20 +72,6 @@ impl Qwen3 {
         Self { scanner, state: QwenState::Text, schemas, members: Members::default(), space, text: String::new() }
     }
 
-    /// Collects up to one of `marks`.
-    fn collect(&mut self, marks: &[&str]) -> Option<(String, usize)> {
-        match self.scanner.until(marks) {
-            Found::Mark(text, which) => {
-                self.text += &text;
-                Some((std::mem::take(&mut self.text), which))
-            }
-            Found::Text(text) => {
-                self.text += &text;
-                None
-            }
-        }
-    }
-
     fn step(&mut self, out: &mut Events) -> Option<()> {
         match self.state {
             QwenState::Text => match self.scanner.until(&[OPEN, "<function="]) {
@@ -101,16 +87,16 @@ impl Qwen3 {
                 }
             },
             QwenState::Call => {
-                let (_, which) = self.collect(&["<function=", CLOSE])?;
+                let (_, which) = collect(&mut self.scanner, &mut self.text, &["<function=", CLOSE])?;
                 self.state = if which == 0 { QwenState::Name } else { QwenState::Text };
             }
             QwenState::Name => {
-                let (name, _) = self.collect(&[">"])?;
+                let (name, _) = collect(&mut self.scanner, &mut self.text, &[">"])?;
                 self.members.begin(name.trim(), out);
                 self.state = QwenState::Parameters;
             }
             QwenState::Parameters => {
-                let (_, which) = self.collect(&["<parameter=", "</function>", CLOSE])?;
+                let (_, which) = collect(&mut self.scanner, &mut self.text, &["<parameter=", "</function>", CLOSE])?;
                 if which == 0 {
                     self.state = QwenState::Key;
                 } else {
@@ -119,12 +105,12 @@ impl Qwen3 {
                 }
             }
             QwenState::Key => {
-                let (key, _) = self.collect(&[">"])?;
+                let (key, _) = collect(&mut self.scanner, &mut self.text, &[">"])?;
                 self.members.key = key.trim().to_owned();
                 self.state = QwenState::Value;
             }
             QwenState::Value => {
-                let (value, which) = self.collect(&["</parameter>", "</function>"])?;
+                let (value, which) = collect(&mut self.scanner, &mut self.text, &["</parameter>", "</function>"])?;
                 self.members.member(inner(&value), &self.schemas, out);
                 if which == 1 {
                     out.arguments("}");
@@ -162,6 +148,20 @@ enum GlmState {
     Value,
 }
 
+/// Collects into `text` up to one of `marks`: what came before it, and which it is.
+fn collect(scanner: &mut Scanner, text: &mut String, marks: &[&str]) -> Option<(String, usize)> {
+    match scanner.until(marks) {
+        Found::Mark(rest, which) => {
+            *text += &rest;
+            Some((std::mem::take(text), which))
+        }
+        Found::Text(rest) => {
+            *text += &rest;
+            None
+        }
+    }
+}
+
 /// GLM-4.5's calls.
 #[derive(Debug)]
 pub(super) struct Glm4 {
@@ -179,19 +179,6 @@ impl Glm4 {
         Self { scanner, state: GlmState::Text, schemas, members: Members::default(), space, text: String::new() }
     }
 
-    fn collect(&mut self, marks: &[&str]) -> Option<(String, usize)> {
-        match self.scanner.until(marks) {
-            Found::Mark(text, which) => {
-                self.text += &text;
-                Some((std::mem::take(&mut self.text), which))
-            }
-            Found::Text(text) => {
-                self.text += &text;
-                None
-            }
-        }
-    }
-
     fn step(&mut self, out: &mut Events) -> Option<()> {
         match self.state {
             GlmState::Text => match self.scanner.until(&[OPEN]) {
@@ -206,7 +193,7 @@ impl Glm4 {
                 }
             },
             GlmState::Name => {
-                let (name, which) = self.collect(&["<arg_key>", CLOSE])?;
+                let (name, which) = collect(&mut self.scanner, &mut self.text, &["<arg_key>", CLOSE])?;
                 self.members.begin(name.trim(), out);
                 self.state = GlmState::Key;
                 if which == 1 {
@@ -215,7 +202,7 @@ impl Glm4 {
                 }
             }
             GlmState::Keys => {
-                let (_, which) = self.collect(&["<arg_key>", CLOSE])?;
+                let (_, which) = collect(&mut self.scanner, &mut self.text, &["<arg_key>", CLOSE])?;
                 self.state = GlmState::Key;
                 if which == 1 {
                     out.arguments("}");
@@ -223,16 +210,16 @@ impl Glm4 {
                 }
             }
             GlmState::Key => {
-                let (key, _) = self.collect(&["</arg_key>"])?;
+                let (key, _) = collect(&mut self.scanner, &mut self.text, &["</arg_key>"])?;
                 self.members.key = key.trim().to_owned();
                 self.state = GlmState::Between;
             }
             GlmState::Between => {
-                self.collect(&["<arg_value>"])?;
+                collect(&mut self.scanner, &mut self.text, &["<arg_value>"])?;
                 self.state = GlmState::Value;
             }
             GlmState::Value => {
-                let (value, _) = self.collect(&["</arg_value>"])?;
+                let (value, _) = collect(&mut self.scanner, &mut self.text, &["</arg_value>"])?;
                 self.members.member(&value, &self.schemas, out);
                 self.state = GlmState::Keys;
             }

@@ -349,11 +349,6 @@ mod plain {
 
 /// With AVX2.
 #[cfg(target_arch = "x86_64")]
-#[allow(
-    clippy::undocumented_unsafe_blocks,
-    reason = "every block is a few intrinsics; the token `Avx2` vouches for the processor, pointers are as the trait's \
-              safety sections demand"
-)]
 mod avx2 {
     use std::arch::x86_64::*;
 
@@ -378,10 +373,12 @@ mod avx2 {
         }
         #[inline(always)]
         fn zero(self) -> __m256i {
+            // SAFETY: `Avx2` vouches for the processor.
             unsafe { _mm256_setzero_si256() }
         }
         #[inline(always)]
         unsafe fn load(self, p: *const u8) -> [__m256i; 2] {
+            // SAFETY: `Avx2` vouches for the processor, the caller for `BYTES` bytes.
             unsafe {
                 [
                     _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())),
@@ -391,6 +388,7 @@ mod avx2 {
         }
         #[inline(always)]
         unsafe fn dot(self, sum: __m256i, x: *const i16, w: [__m256i; 2]) -> __m256i {
+            // SAFETY: `Avx2` vouches for the processor, the caller for 32 elements.
             unsafe {
                 let low = _mm256_madd_epi16(_mm256_loadu_si256(x.cast()), w[0]);
                 let high = _mm256_madd_epi16(_mm256_loadu_si256(x.add(16).cast()), w[1]);
@@ -399,6 +397,7 @@ mod avx2 {
         }
         #[inline(always)]
         fn widen(self, sum: __m256i) -> __m256 {
+            // SAFETY: `Avx2` vouches for the processor.
             unsafe { _mm256_cvtepi32_ps(sum) }
         }
     }
@@ -422,10 +421,12 @@ mod avx2 {
         }
         #[inline(always)]
         fn zero(self) -> __m256i {
+            // SAFETY: `Avx2` vouches for the processor.
             unsafe { _mm256_setzero_si256() }
         }
         #[inline(always)]
         unsafe fn load(self, p: *const u8) -> __m256i {
+            // SAFETY: `Avx2` vouches for the processor, the caller for `BYTES` bytes.
             unsafe {
                 let both = _mm_loadu_si128(p.cast());
                 let all = _mm256_set_m128i(_mm_srli_epi16::<4>(both), both);
@@ -434,10 +435,12 @@ mod avx2 {
         }
         #[inline(always)]
         unsafe fn dot(self, sum: __m256i, x: *const i8, w: __m256i) -> __m256i {
+            // SAFETY: `Avx2` vouches for the processor, the caller for 32 elements.
             unsafe { _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_loadu_si256(x.cast()))) }
         }
         #[inline(always)]
         fn widen(self, sum: __m256i) -> __m256 {
+            // SAFETY: `Avx2` vouches for the processor.
             unsafe { _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1))) }
         }
     }
