@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import subprocess
+import threading
 
 import pytest
 
@@ -25,9 +26,17 @@ def serving(*flags):
                 break
         else:
             pytest.fail(f"the server ended:\n{''.join(log)}")
-        yield address[1]
-        server.terminate()
-        server.communicate()
+        # Read on: a full pipe would make the server wait for us.
+        threading.Thread(target=server.stderr.read, daemon=True).start()
+        try:
+            yield address[1]
+        finally:  # a test that failed too must end
+            server.terminate()
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
 
 
 @pytest.fixture(scope="session")
