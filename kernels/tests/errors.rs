@@ -162,6 +162,20 @@ fn attention_and_cache() {
             result
         });
     }
+    // A cache of int8: as many scales as keys and values.
+    for (expected, k_scales, v_scales) in [
+        ("cache.k.scales: length (blocks * scales_block) is 31, expected 32", 31, 32),
+        ("cache.v.scales: length (blocks * scales_block) is 0, expected 32", 32, 0),
+    ] {
+        refuse(expected, expected, |cpu, _| {
+            let (mut k, mut v, mut scales) = ([0; 128], [0; 64], ([0.0; 32], [0.0; 32]));
+            let shape = KvShape { kv_heads: 1, head_dim: 4, value_dim: 2 };
+            let k = KvMut::Int8 { codes: &mut k, scales: &mut scales.0[..k_scales] };
+            let v = KvMut::Int8 { codes: &mut v, scales: &mut scales.1[..v_scales] };
+            let span = SeqSpan { first_row: 0, rows: 2, first_position: 15, blocks: &[1, 0] };
+            write_kv(cpu, x(2, 4), x(2, 2), &[span], KvCacheMut { shape, k, v })
+        });
+    }
 }
 
 #[test]

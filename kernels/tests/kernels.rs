@@ -5,7 +5,7 @@ mod table;
 
 use kernels::cpu::{Cpu, CpuOptions, Isa, StateSpan};
 use table::On;
-use table::attention::{Paged, Spec as AttentionSpec};
+use table::attention::{Held, Paged, Spec as AttentionSpec};
 use table::grouped::{Experts, Operands as GroupedOperands};
 use table::linear::{Kind, Operands, Spec};
 use table::recurrent::{ConvOperands, ScanOperands, conv_specs, scan_specs};
@@ -137,7 +137,9 @@ fn attention_specs() -> Vec<AttentionSpec> {
     let base = AttentionSpec::new(&[(150, 150), (77, 77)], 4, 2, 32, 24);
     vec![
         base.clone(),
-        AttentionSpec { bf16: true, ..base.clone() },
+        AttentionSpec { held: Held::Bf16, ..base.clone() },
+        AttentionSpec { held: Held::Int8, ..base.clone() },
+        AttentionSpec { held: Held::Int8, window: Some(37), sinks: true, softcap: Some(2.0), ..base.clone() },
         AttentionSpec { chunk: Some(41), ..base.clone() },
         AttentionSpec { window: Some(37), alibi: true, sinks: true, ..base.clone() },
         AttentionSpec {
@@ -147,6 +149,64 @@ fn attention_specs() -> Vec<AttentionSpec> {
             ..base
         },
     ]
+}
+
+/// What is lost with a cache of int8: a key or value is off by half a step, 1/254 of its largest element.
+#[test]
+fn a_cache_of_int8_is_close_to_exact_attention() {
+    let shape = kernels::cpu::KvShape { kv_heads: 2, head_dim: 64, value_dim: 64 };
+    let exact = AttentionSpec { shape, ..AttentionSpec::new(&[(150, 150), (40, 1)], 4, 2, 64, 64) };
+    let expected = Paged::new(exact.clone(), 1).reference();
+    for cpu in &cpus() {
+        let mut paged = Paged::new(AttentionSpec { held: Held::Int8, ..exact.clone() }, 1);
+        paged.write_all(&On::Cpu(cpu));
+        let mut out = vec![0.0; paged.outputs()];
+        paged.attend(&On::Cpu(cpu), &paged.parts(), 0, &mut out);
+        let errors = out.iter().zip(&expected).map(|(&got, want)| (f64::from(got) - want.value).abs());
+        let largest = errors.fold(0.0, f64::max);
+        // Elements are below 1. Something was rounded.
+        assert!((1e-5..0.02).contains(&largest), "{}: {largest}", cpu.isa());
+    }
+}
+
+/// Zeros stay zeros; what is not finite makes the outputs that see it NaN, and no others; the smallest numbers become zeros.
+#[test]
+fn extreme_keys_and_values_in_a_cache_of_int8() {
+    use kernels::cpu::{AttentionParams, KvCache, KvCacheMut, KvMut, KvRef, KvShape, Rows, RowsMut, SeqSpan};
+    let shape = KvShape { kv_heads: 1, head_dim: 4, value_dim: 4 };
+    let span = SeqSpan { first_row: 0, rows: 5, first_position: 0, blocks: &[0] };
+    let params = AttentionParams {
+        heads: 1,
+        scale: 1.0,
+        window: Some(1),
+        chunk: None,
+        softcap: None,
+        sinks: None,
+        alibi_slopes: None,
+    };
+    let v: Vec<f32> =
+        [[0.0; 4], [1.0, -127.0, 0.4, 64.0], [1e-40; 4], [f32::NAN, 1.0, 1.0, 1.0], [1.0, f32::INFINITY, 2.0, 3.0]]
+            .concat();
+    for cpu in &cpus() {
+        let (mut codes, mut scales) = (([0; 64], [0; 64]), ([0.0; 16], [0.0; 16]));
+        let (k, v) = (Rows::dense(&[1.0; 20], 5, 4), Rows::dense(&v, 5, 4));
+        let cache = KvCacheMut {
+            shape,
+            k: KvMut::Int8 { codes: &mut codes.0, scales: &mut scales.0 },
+            v: KvMut::Int8 { codes: &mut codes.1, scales: &mut scales.1 },
+        };
+        kernels::cpu::write_kv(cpu, k, v, &[span], cache).unwrap();
+        let cache = KvCache {
+            shape,
+            k: KvRef::Int8 { codes: &codes.0, scales: &scales.0 },
+            v: KvRef::Int8 { codes: &codes.1, scales: &scales.1 },
+        };
+        let mut out = [9.0; 20];
+        let to = RowsMut::dense(&mut out, 5, 4);
+        kernels::cpu::attention(cpu, &params, k, cache, &[span], to).unwrap();
+        assert_eq!(out[..12], [0.0, 0.0, 0.0, 0.0, 1.0, -127.0, 0.0, 64.0, 0.0, 0.0, 0.0, 0.0], "{}", cpu.isa());
+        assert!(out[12..].iter().all(|x| x.is_nan()), "{}: {out:?}", cpu.isa());
+    }
 }
 
 /// Attention for a position gives the same bits whole, in chunks, token by token, next to another sequence or alone,

@@ -1,4 +1,4 @@
-//! Attention through a paged cache: grouped heads, windows, caps, sinks, slopes, odd sizes, both cache dtypes.
+//! Attention through a paged cache: grouped heads, windows, caps, sinks, slopes, odd sizes, all cache dtypes.
 
 use half::bf16;
 use kernels::cpu::{
@@ -7,6 +7,40 @@ use kernels::cpu::{
 
 use super::on::{attention, write_kv};
 use super::{Case, Expected, On, Random};
+
+/// What the cache holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Held {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl Held {
+    pub const ALL: [Held; 3] = [Held::F32, Held::Bf16, Held::Int8];
+
+    /// Bytes of a key or value.
+    fn bytes(self, dim: usize) -> usize {
+        match self {
+            Held::F32 => dim * 4,
+            Held::Bf16 => dim * 2,
+            Held::Int8 => dim + 4,
+        }
+    }
+
+    /// A key or value as the cache holds it.
+    pub fn round(self, row: &[f32]) -> Vec<f64> {
+        let largest = row.iter().fold(0f32, |max, x| max.max(x.abs()));
+        let scale = largest / 127.0;
+        let one = |&x: &f32| match self {
+            Held::F32 => f64::from(x),
+            Held::Bf16 => bf16::from_f32(x).to_f64(),
+            Held::Int8 if scale < f32::MIN_POSITIVE => 0.0,
+            Held::Int8 => f64::from((x * (1.0 / scale)).round_ties_even()) * f64::from(scale),
+        };
+        row.iter().map(one).collect()
+    }
+}
 
 /// One attention call: for each sequence how many positions there are and how many of the last are computed.
 #[derive(Clone, Debug)]
@@ -19,7 +53,7 @@ pub struct Spec {
     pub softcap: Option<f32>,
     pub sinks: bool,
     pub alibi: bool,
-    pub bf16: bool,
+    pub held: Held,
 }
 
 impl Spec {
@@ -34,7 +68,7 @@ impl Spec {
             softcap: None,
             sinks: false,
             alibi: false,
-            bf16: false,
+            held: Held::F32,
         }
     }
 }
@@ -60,23 +94,30 @@ pub struct Paged {
 enum Cache {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    Int8 { codes: Vec<i8>, scales: Vec<f32> },
 }
 
 impl Cache {
-    fn new(n: usize, half: bool) -> Self {
+    fn new(held: Held, n: usize, scales: usize) -> Self {
         // Stale blocks may hold anything: no NaN may leak from a position that is not visible.
-        if half { Cache::Bf16(vec![bf16::NAN; n]) } else { Cache::F32(vec![f32::NAN; n]) }
+        match held {
+            Held::F32 => Cache::F32(vec![f32::NAN; n]),
+            Held::Bf16 => Cache::Bf16(vec![bf16::NAN; n]),
+            Held::Int8 => Cache::Int8 { codes: vec![-128; n], scales: vec![f32::NAN; scales] },
+        }
     }
     fn view(&self) -> KvRef<'_> {
         match self {
             Cache::F32(x) => KvRef::F32(x),
             Cache::Bf16(x) => KvRef::Bf16(x),
+            Cache::Int8 { codes, scales } => KvRef::Int8 { codes, scales },
         }
     }
     fn view_mut(&mut self) -> KvMut<'_> {
         match self {
             Cache::F32(x) => KvMut::F32(x),
             Cache::Bf16(x) => KvMut::Bf16(x),
+            Cache::Int8 { codes, scales } => KvMut::Int8 { codes, scales },
         }
     }
 }
@@ -99,8 +140,8 @@ impl Paged {
         let blocks = needed + 3;
         let mut ids = Random(seed).permutation(blocks).into_iter();
         let tables = spec.seqs.iter().map(|s| ids.by_ref().take(s.0.div_ceil(BLOCK)).collect()).collect();
-        let k = Cache::new(blocks * shape.k_block(), spec.bf16);
-        let v = Cache::new(blocks * shape.v_block(), spec.bf16);
+        let k = Cache::new(spec.held, blocks * shape.k_block(), blocks * shape.scales_block());
+        let v = Cache::new(spec.held, blocks * shape.v_block(), blocks * shape.scales_block());
         let sinks = random.vec(spec.heads);
         let slopes = (1..=spec.heads).map(|h| 0.5f32.powf(8.0 * h as f32 / spec.heads as f32)).collect();
         Paged { spec, sequences, sinks, slopes, tables, k, v }
@@ -177,13 +218,12 @@ impl Paged {
 
     pub fn reference(&self) -> Vec<Expected> {
         let spec = &self.spec;
-        let stored = |x: f32| {
-            if spec.bf16 { bf16::from_f32(x).to_f64() } else { x.into() }
-        };
         let KvShape { kv_heads, head_dim, value_dim } = spec.shape;
+        let held = |x: &[f32], dim: usize| x.chunks_exact(dim).flat_map(|row| spec.held.round(row)).collect::<Vec<_>>();
         let mut out = Vec::new();
         for (sequence, from, to) in self.parts() {
             let t = &self.sequences[sequence];
+            let (keys, values) = (held(&t.k, head_dim), held(&t.v, value_dim));
             for p in from..to {
                 for head in 0..spec.heads {
                     let kv = head / (spec.heads / kv_heads);
@@ -192,8 +232,8 @@ impl Paged {
                     let scores: Vec<f64> = (first..=p)
                         .map(|j| {
                             let q = &t.q[(p * spec.heads + head) * head_dim..][..head_dim];
-                            let k = &t.k[(j * kv_heads + kv) * head_dim..][..head_dim];
-                            let mut s: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * stored(k)).sum();
+                            let k = &keys[(j * kv_heads + kv) * head_dim..][..head_dim];
+                            let mut s: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * k).sum();
                             s *= f64::from(0.3f32);
                             if let Some(cap) = spec.softcap {
                                 s = f64::from(cap) * (s / f64::from(cap)).tanh();
@@ -211,7 +251,7 @@ impl Paged {
                         let value = scores
                             .iter()
                             .zip(first..)
-                            .map(|(s, j)| (s - max).exp() / sum * stored(t.v[(j * kv_heads + kv) * value_dim + d]))
+                            .map(|(s, j)| (s - max).exp() / sum * values[(j * kv_heads + kv) * value_dim + d])
                             .sum();
                         out.push(Expected { value, scale: 1.0 });
                     }
@@ -225,8 +265,8 @@ impl Paged {
 fn case(spec: Spec) -> Case {
     let KvShape { kv_heads, head_dim, value_dim } = spec.shape;
     let name = format!(
-        "attention/{}/{:?}/h{}/kv{kv_heads}/d{head_dim}/v{value_dim}/w{:?}/cap{:?}/sinks{}/alibi{}",
-        if spec.bf16 { "bf16" } else { "f32" },
+        "attention/{:?}/{:?}/h{}/kv{kv_heads}/d{head_dim}/v{value_dim}/w{:?}/cap{:?}/sinks{}/alibi{}",
+        spec.held,
         spec.seqs,
         spec.heads,
         (spec.window, spec.chunk),
@@ -248,7 +288,7 @@ fn case(spec: Spec) -> Case {
         name: name.replace(' ', ""),
         tolerance: 2e-6,
         flops: 2.0 * pairs * (spec.heads * (head_dim + value_dim)) as f64,
-        bytes: keys * (kv_heads * (head_dim + value_dim) * if spec.bf16 { 2 } else { 4 }) as f64,
+        bytes: keys * (kv_heads * (spec.held.bytes(head_dim) + spec.held.bytes(value_dim))) as f64,
         outputs,
         run: Box::new(move |cpu, out| paged.borrow().attend(cpu, &parts, 3, out)),
         reference: Box::new(move || for_reference.borrow().reference()),
@@ -257,8 +297,8 @@ fn case(spec: Spec) -> Case {
 
 pub fn test_cases() -> Vec<Case> {
     let mut specs = Vec::new();
-    for half in [false, true] {
-        let mut add = |spec: Spec| specs.push(Spec { bf16: half, ..spec });
+    for held in Held::ALL {
+        let mut add = |spec: Spec| specs.push(Spec { held, ..spec });
         add(Spec::new(&[(1, 1)], 1, 1, 16, 16));
         add(Spec::new(&[(100, 1), (17, 17), (64, 3)], 4, 2, 64, 64));
         add(Spec::new(&[(150, 70)], 8, 1, 32, 48));
@@ -285,12 +325,12 @@ pub fn test_cases() -> Vec<Case> {
 
 pub fn bench_cases() -> Vec<Case> {
     let mut specs = Vec::new();
-    for half in [false, true] {
+    for held in Held::ALL {
         for seqs in [vec![(1024, 1)], vec![(8192, 1)], vec![(1024, 1); 16], vec![(512, 512)], vec![(4096, 256)]] {
-            specs.push(Spec { bf16: half, ..Spec::new(&seqs, 32, 8, 64, 64) });
+            specs.push(Spec { held, ..Spec::new(&seqs, 32, 8, 64, 64) });
         }
-        specs.push(Spec { bf16: half, ..Spec::new(&[(1024, 1)], 16, 16, 128, 128) });
-        specs.push(Spec { bf16: half, ..Spec::new(&[(512, 512)], 12, 12, 64, 64) });
+        specs.push(Spec { held, ..Spec::new(&[(1024, 1)], 16, 16, 128, 128) });
+        specs.push(Spec { held, ..Spec::new(&[(512, 512)], 12, 12, 64, 64) });
     }
     specs.into_iter().map(case).collect()
 }

@@ -46,7 +46,7 @@ pub fn test_cases() -> Vec<Case> {
     all
 }
 
-/// Those that a CUDA device has kernels for: all but quantised weights.
+/// Those that a CUDA device has kernels for: all but quantised weights and caches.
 pub fn device_cases() -> Vec<Case> {
     let mut all = test_cases();
     all.retain(|case| !["Int8", "Int4"].iter().any(|kind| case.name.contains(kind)));

@@ -186,6 +186,7 @@ fn upload_cache(cuda: &Cuda, shape: KvShape, k: KvRef<'_>, v: KvRef<'_>) -> (Mem
             let laid = device_layout(&wide, dim, transposed);
             (cuda.upload(&flat(&laid, |x| bf16::from_f32(x).to_bits().to_ne_bytes())).unwrap(), true)
         }
+        KvRef::Int8 { .. } => panic!("a device has no kernels for a cache of int8"),
     };
     let ((k, half), (v, _)) = (one(k, shape.head_dim, true), one(v, shape.value_dim, false));
     (k, v, half)
@@ -201,6 +202,7 @@ pub fn write_kv(on: &On<'_>, k: Rows<'_>, v: Rows<'_>, seqs: &[SeqSpan<'_>], mut
         match x {
             KvMut::F32(x) => KvRef::F32(x),
             KvMut::Bf16(x) => KvRef::Bf16(x),
+            KvMut::Int8 { codes, scales } => KvRef::Int8 { codes, scales },
         }
     }
     let (k_cache, v_cache, half) = upload_cache(cuda, shape, shared(&cache.k), shared(&cache.v));
@@ -225,6 +227,7 @@ pub fn write_kv(on: &On<'_>, k: Rows<'_>, v: Rows<'_>, seqs: &[SeqSpan<'_>], mut
             let all = cpu_layout(&laid, dim, transposed);
             to.iter_mut().zip(all).for_each(|(to, x)| *to = bf16::from_f32(x));
         }
+        KvMut::Int8 { .. } => panic!("a device has no kernels for a cache of int8"),
     };
     fetch(&k_cache, &mut cache.k, shape.head_dim, true);
     fetch(&v_cache, &mut cache.v, shape.value_dim, false);

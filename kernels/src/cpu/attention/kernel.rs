@@ -22,7 +22,15 @@ pub(super) struct Work<'a, E> {
     pub(super) q: Rows<'a>,
     pub(super) k: &'a [E],
     pub(super) v: &'a [E],
+    pub(super) scales: Option<Scales<'a>>,
     pub(super) out: SharedRows,
+}
+
+/// Scales of keys and of values, 16 for each block and kv head.
+#[derive(Clone, Copy)]
+pub(super) struct Scales<'a> {
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
 }
 
 /// Some rows of one sequence and some heads of one kv head: `rows * heads <= 16` queries.
@@ -95,6 +103,9 @@ impl<E: Element> Work<'_, E> {
                 let some = first..queries.min(first + 4);
                 self.score(s, task, &mut state, some, ids, blocks.clone());
             }
+            if let Some(scales) = self.scales {
+                self.multiply(s, task, &mut state, scales.k, ids, blocks.clone());
+            }
             for query in 0..queries {
                 let position = task.position(query);
                 let low = self.params.first_seen(position).clamp(base, base + TILE) - base;
@@ -103,6 +114,9 @@ impl<E: Element> Work<'_, E> {
                 if low < high {
                     self.soften(s, task, &mut state, query, base);
                 }
+            }
+            if let Some(scales) = self.scales {
+                self.multiply(s, task, &mut state, scales.v, ids, blocks);
             }
             let mut first = 0;
             while first < queries {
@@ -176,6 +190,31 @@ impl<E: Element> Work<'_, E> {
                     let keys = [key(block), key(block).add(S::L)];
                     dots_of::<S, E, 2>(s, q, keys, dim, to, block * BLOCK);
                     block += 1;
+                }
+            }
+        }
+    }
+
+    /// Scores, or weights, of all queries times the scales of keys, or values, of some blocks. Columns that a query does not
+    /// see may become anything: nobody reads them.
+    #[inline(always)]
+    fn multiply<S: Simd>(
+        &self,
+        s: S,
+        task: &Task<'_>,
+        state: &mut State,
+        scales: &[f32],
+        ids: &[u32],
+        blocks: Range<usize>,
+    ) {
+        for block in blocks {
+            let at = (ids[block] as usize * self.shape.kv_heads + task.kv_head) * BLOCK;
+            let scales = &scales[at..][..BLOCK];
+            for scores in &mut state.scores[..task.rows * task.heads] {
+                let scores = &mut scores[block * BLOCK..][..BLOCK];
+                for lane in (0..BLOCK).step_by(S::L) {
+                    let x = s.mul(s.of(&scores[lane..]), s.of(&scales[lane..]));
+                    s.to(&mut scores[lane..], x);
                 }
             }
         }

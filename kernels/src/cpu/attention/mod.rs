@@ -7,6 +7,9 @@
 //! K [blocks][kv_heads][head_dim][16]        V [blocks][kv_heads][16][value_dim]
 //! ```
 //!
+//! A cache of int8 has a scale for each key and each value, f32 `[blocks][kv_heads][16]`: that of a key is a factor of its
+//! scores, that of a value a factor of its weights, so no element is ever scaled by itself.
+//!
 //! Checks and the split over threads are here; `kernel` computes, `cache` writes. Batch invariance: keys are taken in
 //! tiles of 64 positions that begin at absolute multiples of 64, with an online softmax from tile to tile; a masked key
 //! contributes exactly nothing. So an output depends on the query's position, its keys and values, and on nothing else.
@@ -21,7 +24,7 @@ use super::simd::{self, Kernel, Simd};
 use super::{Cpu, KernelError, Rows, RowsMut};
 
 pub use cache::write_kv;
-use kernel::{Task, Work};
+use kernel::{Scales, Task, Work};
 
 /// Positions of a block.
 pub const BLOCK: usize = 16;
@@ -54,8 +57,13 @@ impl KvShape {
         self.kv_heads * self.value_dim * BLOCK
     }
 
-    /// Number of blocks in slices of these lengths.
-    fn blocks(&self, k: usize, v: usize) -> Result<usize, KernelError> {
+    /// Scales of one block of K, and of V, in a cache of int8.
+    pub fn scales_block(&self) -> usize {
+        self.kv_heads * BLOCK
+    }
+
+    /// Number of blocks in slices of these lengths: elements of K and V, and their scales if they have some.
+    fn blocks(&self, (k, k_scales): Lengths, (v, v_scales): Lengths) -> Result<usize, KernelError> {
         if self.k_block() == 0 || self.v_block() == 0 {
             let why = "kv_heads, head_dim and value_dim must be positive";
             return Err(KernelError::Option { argument: "cache.shape", got: format!("{self:?}"), why });
@@ -63,9 +71,17 @@ impl KvShape {
         let blocks = k / self.k_block();
         check_eq("cache.k", "length (blocks * k_block)", blocks * self.k_block(), k)?;
         check_eq("cache.v", "length (blocks * v_block)", blocks * self.v_block(), v)?;
+        for (argument, scales) in [("cache.k.scales", k_scales), ("cache.v.scales", v_scales)] {
+            if let Some(got) = scales {
+                check_eq(argument, "length (blocks * scales_block)", blocks * self.scales_block(), got)?;
+            }
+        }
         Ok(blocks)
     }
 }
+
+/// How many elements, and how many scales if there are some.
+type Lengths = (usize, Option<usize>);
 
 /// K or V of one layer, to read.
 #[derive(Debug, Clone, Copy)]
@@ -74,13 +90,21 @@ pub enum KvRef<'a> {
     F32(&'a [f32]),
     /// Rounded to nearest even when written.
     Bf16(&'a [bf16]),
+    /// Each key or value of a head rounded to 255 steps of a size of its own when written.
+    Int8 {
+        /// Elements, from -127 to 127.
+        codes: &'a [i8],
+        /// `blocks * shape.scales_block()`: what a code of a key or value stands for.
+        scales: &'a [f32],
+    },
 }
 
 impl KvRef<'_> {
-    fn len(&self) -> usize {
+    fn lengths(&self) -> Lengths {
         match self {
-            KvRef::F32(x) => x.len(),
-            KvRef::Bf16(x) => x.len(),
+            KvRef::F32(x) => (x.len(), None),
+            KvRef::Bf16(x) => (x.len(), None),
+            KvRef::Int8 { codes, scales } => (codes.len(), Some(scales.len())),
         }
     }
 }
@@ -92,6 +116,13 @@ pub enum KvMut<'a> {
     F32(&'a mut [f32]),
     /// Rounded to nearest even.
     Bf16(&'a mut [bf16]),
+    /// As in [`KvRef::Int8`].
+    Int8 {
+        /// Elements.
+        codes: &'a mut [i8],
+        /// Their scales.
+        scales: &'a mut [f32],
+    },
 }
 
 /// One layer's cache, to read. K and V have the same element type and number of blocks.
@@ -222,7 +253,7 @@ pub fn attention(
     mut out: RowsMut<'_>,
 ) -> Result<(), KernelError> {
     let shape = cache.shape;
-    let blocks = shape.blocks(cache.k.len(), cache.v.len())?;
+    let blocks = shape.blocks(cache.k.lengths(), cache.v.lengths())?;
     params.check(&shape)?;
     q.check_shape("q", q.rows, params.heads * shape.head_dim)?;
     out.check_shape("out", q.rows, params.heads * shape.value_dim)?;
@@ -232,8 +263,12 @@ pub fn attention(
     }
     let out = out.share();
     match (cache.k, cache.v) {
-        (KvRef::F32(k), KvRef::F32(v)) => spread(cpu, seqs, Work { params, shape, q, k, v, out }),
-        (KvRef::Bf16(k), KvRef::Bf16(v)) => spread(cpu, seqs, Work { params, shape, q, k, v, out }),
+        (KvRef::F32(k), KvRef::F32(v)) => spread(cpu, seqs, Work { params, shape, q, k, v, scales: None, out }),
+        (KvRef::Bf16(k), KvRef::Bf16(v)) => spread(cpu, seqs, Work { params, shape, q, k, v, scales: None, out }),
+        (KvRef::Int8 { codes: k, scales: k_scales }, KvRef::Int8 { codes: v, scales: v_scales }) => {
+            let scales = Some(Scales { k: k_scales, v: v_scales });
+            spread(cpu, seqs, Work { params, shape, q, k, v, scales, out });
+        }
         _ => {
             let why = "K and V have the same dtype";
             return Err(KernelError::Dtype { argument: "cache.v", got: "another dtype than cache.k", why });

@@ -71,3 +71,4 @@ macro_rules! element {
 element!(f32, 0.0, load);
 element!(bf16, bf16::ZERO, load_bf16);
 element!(f16, f16::ZERO, load_f16);
+element!(i8, 0, load_i8);

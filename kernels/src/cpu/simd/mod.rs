@@ -51,6 +51,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `L` elements are readable.
     unsafe fn load_f16(self, p: *const f16) -> Self::V;
+    /// # Safety
+    /// `L` elements are readable.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
     /// Lane i takes element `2 i + ODD` of `2 L` elements.
     /// # Safety
     /// `2 L` elements are readable.

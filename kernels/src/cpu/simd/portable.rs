@@ -69,6 +69,12 @@ impl Simd for Portable {
         V8(std::array::from_fn(|i| f32::from(unsafe { *p.add(i) })))
     }
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> V8 {
+        // SAFETY: the caller vouches for 8 elements; bytes have no alignment.
+        let bytes = unsafe { p.cast::<[i8; 8]>().read() };
+        V8(std::array::from_fn(|i| f32::from(bytes[i])))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_alternate<const ODD: bool>(self, p: *const bf16) -> V8 {
         V8(std::array::from_fn(|i| {
             // SAFETY: the caller vouches for 16 elements.
