@@ -3,7 +3,7 @@
 
 use host::exec::cpu::{CpuExecutor, CpuOptions, read_f32};
 use host::exec::reference::{Limits, ReferenceExecutor};
-use host::exec::{BLOCK_SIZE, BlockId, Dtype, ExecError, Executor, LogitRows, Step, StepSeq};
+use host::exec::{BLOCK_SIZE, BlockId, Dtype, ExecError, Executor, KvCacheDtype, LogitRows, Step, StepSeq};
 use host::graph;
 use host::hub::Weights;
 
@@ -95,7 +95,7 @@ fn cpu(graph: &Graph, weights: &Weights, threads: usize) -> CpuExecutor {
         threads: Some(threads),
         dtype: Dtype::Float32,
         quantization: None,
-        kv_cache_dtype: Dtype::Float32,
+        kv_cache_dtype: KvCacheDtype::Float32,
         max_tokens: MAX_TOKENS,
         max_seqs: 4,
     };
@@ -191,7 +191,7 @@ pub fn on_cpu(graph: &Graph, weights: &Weights, golden: &Golden) -> Verdict {
         threads: Some(1),
         dtype: Dtype::Float32,
         quantization: None,
-        kv_cache_dtype: Dtype::Float32,
+        kv_cache_dtype: KvCacheDtype::Float32,
         max_tokens: MAX_TOKENS,
         max_seqs: 4,
     };

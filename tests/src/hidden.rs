@@ -3,7 +3,7 @@
 
 use host::exec::cpu::{CpuExecutor, CpuOptions, read_f32};
 use host::exec::reference::{Limits, ReferenceExecutor};
-use host::exec::{BLOCK_SIZE, BlockId, Dtype, Executor, Gives, LogitRows, Step, StepSeq};
+use host::exec::{BLOCK_SIZE, BlockId, Dtype, Executor, Gives, KvCacheDtype, LogitRows, Step, StepSeq};
 use host::graph;
 use host::hub::Weights;
 use plugin_api::Graph;
@@ -56,7 +56,7 @@ pub fn check(name: &str, graph: &Graph, weights: &Weights, golden: &Golden) {
         threads: Some(2),
         dtype: Dtype::Float32,
         quantization: None,
-        kv_cache_dtype: Dtype::Float32,
+        kv_cache_dtype: KvCacheDtype::Float32,
         max_tokens: MAX_TOKENS,
         max_seqs: 4,
     };

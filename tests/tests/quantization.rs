@@ -1,15 +1,15 @@
-//! What `--quantization` costs in quality, on the built-in model.
+//! What `--quantization` and `--kv-cache-dtype int8` cost in quality, on the built-in model.
 //!
-//! `cargo test -p host-tests --test quantization -- --nocapture` prints the table of docs/benchmarks/quantization.md.
+//! `cargo test -p host-tests --test quantization -- --nocapture` prints the tables of docs/benchmarks/quantization.md.
 
 use std::fs;
 use std::path::Path;
 
-use host::exec::Quantization;
+use host::exec::{KvCacheDtype, Quantization};
 use host::hub::Weights;
-use host::llm::{Blueprint, LlmOptions, ModelSource};
+use host::llm::{Blueprint, KvCacheDtypeChoice, LlmOptions, ModelSource};
 use host_tests::library;
-use host_tests::quality::{Scorer, compare};
+use host_tests::quality::{Quality, Scorer, compare};
 
 const WORKER: &str = env!("CARGO_BIN_EXE_plugin-worker");
 
@@ -17,8 +17,13 @@ const WORKER: &str = env!("CARGO_BIN_EXE_plugin-worker");
 const TOKENS: usize = 320;
 
 fn demo(quantization: Option<Quantization>) -> Scorer {
+    demo_with(quantization, KvCacheDtype::Bfloat16)
+}
+
+fn demo_with(quantization: Option<Quantization>, kv_cache_dtype: KvCacheDtype) -> Scorer {
     let options = library::options(ModelSource::Demo, WORKER);
-    Scorer::new(&LlmOptions { quantization, threads: Some(2), ..options }, TOKENS)
+    let kv_cache_dtype = KvCacheDtypeChoice::Is(kv_cache_dtype);
+    Scorer::new(&LlmOptions { quantization, kv_cache_dtype, threads: Some(2), ..options }, TOKENS)
 }
 
 /// Paragraphs that the model was trained on, and prose that it never saw.
@@ -37,16 +42,7 @@ fn quantised_weights_keep_the_model_s_probabilities() {
         let mut quantised = demo(Some(quantization));
         for (what, texts) in texts(&plain) {
             let q = compare(&mut plain, &mut quantised, &texts);
-            println!(
-                "| {} | {what} | {} | {:.5} | {:.3} | {:.3} | {:.3} | {:.1} % |",
-                quantization.name(),
-                q.tokens,
-                q.divergence,
-                q.largest,
-                q.perplexity[0],
-                q.perplexity[1],
-                q.same * 100.0
-            );
+            print_row(&[quantization.name(), what], &q);
             assert!(q.tokens > 1000, "{what}");
             assert!(q.divergence < limit, "{quantization:?}, {what}: {q:?}");
             // Something was quantised.
@@ -55,16 +51,54 @@ fn quantised_weights_keep_the_model_s_probabilities() {
     }
 }
 
+fn print_row(names: &[&str], q: &Quality) {
+    println!(
+        "| {} | {} | {:.6} | {:.3} | {:.3} | {:.3} | {:.1} % |",
+        names.join(" | "),
+        q.tokens,
+        q.divergence,
+        q.largest,
+        q.perplexity[0],
+        q.perplexity[1],
+        q.same * 100.0
+    );
+}
+
+/// Each against what is exact to it: float32 for bf16, bf16 for int8.
 #[test]
-fn quantised_weights_give_the_same_bits_in_chunks() {
-    for quantization in [Quantization::Int8, Quantization::Int4] {
-        let mut model = demo(Some(quantization));
+fn a_rounded_cache_keeps_the_model_s_probabilities() {
+    use KvCacheDtype::{Bfloat16, Float32, Int8};
+    println!(
+        "| cache | of | text | tokens | KL mean | KL largest | perplexity of that | perplexity | same first choice |"
+    );
+    for (plain, rounded, limit) in [(Float32, Bfloat16, 0.01), (Bfloat16, Int8, 0.01)] {
+        let (mut of, mut cache) = (demo_with(None, plain), demo_with(None, rounded));
+        for (what, texts) in texts(&of) {
+            let q = compare(&mut of, &mut cache, &texts);
+            print_row(&[rounded.name(), plain.name(), what], &q);
+            assert!(q.tokens > 1000, "{what}");
+            // Something was rounded.
+            assert!((1e-9..limit).contains(&q.divergence), "{rounded:?}, {what}: {q:?}");
+        }
+    }
+}
+
+#[test]
+fn quantised_weights_and_caches_give_the_same_bits_in_chunks() {
+    use KvCacheDtype::{Bfloat16, Int8};
+    for (quantization, cache) in [
+        (Some(Quantization::Int8), Bfloat16),
+        (Some(Quantization::Int4), Bfloat16),
+        (None, Int8),
+        (Some(Quantization::Int4), Int8),
+    ] {
+        let mut model = demo_with(quantization, cache);
         let tokens = model.tokens("San Francisco is a city on the coast of California, known for its fog.");
         let whole = model.logits(&tokens, tokens.len());
         for chunk in [1, 7] {
             let chunked = model.logits(&tokens, chunk);
             let bits = |rows: &[Vec<f32>]| rows.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert!(bits(&whole) == bits(&chunked), "{quantization:?} in chunks of {chunk}");
+            assert!(bits(&whole) == bits(&chunked), "{quantization:?}, {cache:?} in chunks of {chunk}");
         }
     }
 }

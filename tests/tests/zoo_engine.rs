@@ -21,3 +21,11 @@ host_tests::engine_tests! {
     qwen2_legacy_cfg "qwen2__legacy_cfg",
     qwen2_swa "qwen2__swa",
 }
+
+#[test]
+fn a_cache_of_int8() {
+    // Grouped heads, a sliding window, and layer norms with heads of their own.
+    for name in ["llama__tied_gqa1", "qwen2__swa", "gpt2"] {
+        host_tests::ways::check_int8_cache(name, WORKER);
+    }
+}

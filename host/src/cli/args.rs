@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
-use crate::exec::{Dtype, Quantization};
+use crate::exec::{Dtype, KvCacheDtype, Quantization};
 use crate::llm::{
-    DeviceChoice, DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, ModelSource,
-    PoolerConfig, RunnerChoice,
+    DeviceChoice, DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, KvCacheDtypeChoice, LlmOptions,
+    ModelSource, PoolerConfig, RunnerChoice,
 };
 use crate::registry::ModelImpl;
 use crate::transformers::PackageOptions;
@@ -125,9 +125,10 @@ pub(super) struct EngineArgs {
     /// Hold the weights of linear layers as int8 or int4, quantised while they are loaded
     #[arg(long, env = "HOST_QUANTIZATION", value_name = "METHOD", value_parser = quantization)]
     pub(super) quantization: Option<Quantization>,
-    /// Element type of the KV cache: auto (float32 with --dtype float32, else bfloat16), float32 or bfloat16
+    /// What the KV cache holds: auto (float32 with --dtype float32, else bfloat16), float32, bfloat16, or int8 with a scale
+    /// for each key and value of each head
     #[arg(long, env = "HOST_KV_CACHE_DTYPE", default_value = "auto", value_parser = kv_cache_dtype)]
-    pub(super) kv_cache_dtype: DtypeChoice,
+    pub(super) kv_cache_dtype: KvCacheDtypeChoice,
     /// What runs the graph
     #[arg(long, env = "HOST_EXECUTOR", default_value = "auto")]
     pub(super) executor: ExecutorArg,
@@ -386,10 +387,12 @@ fn quantization(text: &str) -> Result<Quantization, String> {
     })
 }
 
-fn kv_cache_dtype(text: &str) -> Result<DtypeChoice, String> {
-    match dtype(text) {
-        Ok(choice) if choice != DtypeChoice::Is(Dtype::Float16) => Ok(choice),
-        _ => Err("expected auto, float32 or bfloat16".into()),
+fn kv_cache_dtype(text: &str) -> Result<KvCacheDtypeChoice, String> {
+    match text {
+        "auto" => Ok(KvCacheDtypeChoice::Auto),
+        name => KvCacheDtype::from_name(name)
+            .map(KvCacheDtypeChoice::Is)
+            .ok_or_else(|| "expected auto, float32 (float), bfloat16 or int8 (int8_per_token_head)".into()),
     }
 }
 
@@ -404,6 +407,19 @@ mod tests {
         for text in ["", "int3", "gptq", "INT8"] {
             let error = quantization(text).unwrap_err();
             assert!(error.contains("int8 or int4") && error.contains("GPTQ"), "{error}");
+        }
+    }
+
+    #[test]
+    fn types_of_the_cache() {
+        let is = |dtype| Ok(KvCacheDtypeChoice::Is(dtype));
+        assert_eq!(kv_cache_dtype("auto"), Ok(KvCacheDtypeChoice::Auto));
+        assert_eq!(kv_cache_dtype("float"), is(KvCacheDtype::Float32));
+        assert_eq!(kv_cache_dtype("bfloat16"), is(KvCacheDtype::Bfloat16));
+        assert_eq!(kv_cache_dtype("int8"), is(KvCacheDtype::Int8));
+        assert_eq!(kv_cache_dtype("int8_per_token_head"), is(KvCacheDtype::Int8));
+        for text in ["", "float16", "fp8", "fp8_e4m3", "INT8"] {
+            assert!(kv_cache_dtype(text).unwrap_err().contains("bfloat16 or int8"), "{text}");
         }
     }
 

@@ -108,8 +108,7 @@ fn summary(b: &Blueprint, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn planned(b: &Blueprint, plan: &Plan, out: &mut dyn Write) -> anyhow::Result<()> {
-    let per_token: usize = plan.states.iter().map(|s| s.heads * (s.key_dim + s.value_dim)).sum();
-    let kv_bytes = per_token * if b.kv_cache_dtype == crate::exec::Dtype::Float32 { 4 } else { 2 };
+    let kv_bytes: usize = plan.states.iter().map(|s| b.kv_cache_dtype.bytes_per_token(s)).sum();
     let fallbacks = plan.calls.iter().filter(|c| matches!(c, Call::Reference { .. })).count();
     writeln!(
         out,

@@ -64,6 +64,52 @@ impl Quantization {
     }
 }
 
+/// `--kv-cache-dtype`: what keys and values are kept as. Attention computes in f32 whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvCacheDtype {
+    /// As computed.
+    Float32,
+    /// Rounded to bfloat16.
+    Bfloat16,
+    /// Rounded to int8, with an f32 scale for each key and value of each head: what vLLM calls `int8_per_token_head`.
+    Int8,
+}
+
+impl KvCacheDtype {
+    /// As in configurations and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvCacheDtype::Float32 => "float32",
+            KvCacheDtype::Bfloat16 => "bfloat16",
+            KvCacheDtype::Int8 => "int8",
+        }
+    }
+
+    /// From [`KvCacheDtype::name`], or vLLM's names.
+    pub fn from_name(name: &str) -> Option<KvCacheDtype> {
+        Some(match name {
+            "float32" | "float" => KvCacheDtype::Float32,
+            "bfloat16" => KvCacheDtype::Bfloat16,
+            "int8" | "int8_per_token_head" => KvCacheDtype::Int8,
+            _ => return None,
+        })
+    }
+
+    /// Bytes of one key or value of one head with `dim` elements.
+    pub fn bytes(self, dim: usize) -> usize {
+        match self {
+            KvCacheDtype::Float32 => dim.saturating_mul(4),
+            KvCacheDtype::Bfloat16 => dim.saturating_mul(2),
+            KvCacheDtype::Int8 => dim.saturating_add(4),
+        }
+    }
+
+    /// Bytes of one token of an attention state.
+    pub fn bytes_per_token(self, state: &plugin_api::KvState) -> usize {
+        state.heads.saturating_mul(self.bytes(state.key_dim).saturating_add(self.bytes(state.value_dim)))
+    }
+}
+
 /// Tokens in one KV block.
 pub const BLOCK_SIZE: usize = 16;
 

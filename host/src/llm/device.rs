@@ -10,8 +10,8 @@ use super::load::{Blueprint, about};
 use super::settings::{DeviceChoice, ExecutorKind, LlmOptions, LoadError};
 use crate::config::cache_folder;
 use crate::exec::cpu::Plan;
-use crate::exec::cuda::{CudaExecutor, CudaOptions, unsupported};
-use crate::exec::{ExecError, Executor};
+use crate::exec::cuda::{CudaExecutor, CudaOptions, NO_INT8_CACHE, unsupported};
+use crate::exec::{ExecError, Executor, KvCacheDtype};
 
 /// An executor on a device.
 pub(super) struct Placed {
@@ -37,6 +37,7 @@ pub(super) fn place(
     options: &LlmOptions,
 ) -> Result<Option<Placed>, LoadError> {
     let failed = |reason: String| about(&blueprint.checkpoint, ExecError::Failed(reason));
+    let refusal = || refused(blueprint, graph, plan).map(|why| failed(format!("{why}; use --device auto or cpu")));
     let wanted = match (options.device, options.executor) {
         (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, ExecutorKind::Cpu) => return Ok(None),
         (device @ (DeviceChoice::Cuda(_) | DeviceChoice::Emulated), ExecutorKind::Cpu) => {
@@ -60,6 +61,7 @@ pub(super) fn place(
                 return Ok(None);
             }
         },
+        (DeviceChoice::Cuda(_) | DeviceChoice::Emulated, _) if let Some(why) = refusal() => return Err(why),
         (DeviceChoice::Cuda(ordinal), _) => (
             cuda::device(ordinal, options.kernel_cache.clone()).map_err(|e| failed(format!("--device cuda: {e}")))?,
             "cuda",
@@ -69,9 +71,6 @@ pub(super) fn place(
             (cuda::emulated(&emulated).map_err(|e| failed(format!("--device emulated: {e}")))?, "emulated")
         }
     };
-    if let Some(why) = refused(blueprint, graph, plan) {
-        return Err(failed(format!("{why}; use --device auto or cpu")));
-    }
     on(blueprint, graph, plan, options, wanted).map(Some)
 }
 
@@ -95,8 +94,13 @@ enum Refused {
 /// Why a device cannot run this model.
 fn refused(blueprint: &Blueprint, graph: &Graph, plan: &Plan) -> Option<String> {
     let matrices = blueprint.quantised(graph, plan).matrices;
-    let quantised = (matrices > 0).then(|| "the CUDA executor has no kernels for quantised weights".to_owned());
-    quantised.or_else(|| unsupported(plan))
+    if matrices > 0 {
+        return Some("the CUDA executor has no kernels for quantised weights".to_owned());
+    }
+    if blueprint.kv_cache_dtype == KvCacheDtype::Int8 {
+        return Some(format!("--kv-cache-dtype int8: {NO_INT8_CACHE}"));
+    }
+    unsupported(plan)
 }
 
 fn automatic(options: &LlmOptions, refused: Option<String>) -> Result<Cuda, Refused> {

@@ -10,12 +10,12 @@ use super::build::{Built, build};
 use super::checkpoint::Checkpoint;
 use super::device::{Placed, place};
 use super::pooling::{self, Pooler};
-use super::settings::{DeviceChoice, DtypeChoice, ExecutorKind, LlmOptions, LoadError};
+use super::settings::{DeviceChoice, DtypeChoice, ExecutorKind, KvCacheDtypeChoice, LlmOptions, LoadError};
 use super::{Llm, ModelInfo};
 use crate::engine::{Engine, EngineConfig, Runner};
 use crate::exec::cpu::{self, CpuExecutor, CpuOptions, LowerError, Plan, QuantSummary};
 use crate::exec::reference::{Limits, ReferenceExecutor, checkpoint as f32_weights};
-use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, Gives, PrefixCaching, Quantization};
+use crate::exec::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, Gives, KvCacheDtype, PrefixCaching, Quantization};
 use crate::graph;
 use crate::hub::Weights;
 use crate::registry::Selected;
@@ -39,7 +39,7 @@ pub struct Blueprint {
     /// What matrices are quantised to, if that was asked for.
     pub quantization: Option<Quantization>,
     /// The type of the KV cache.
-    pub kv_cache_dtype: Dtype,
+    pub kv_cache_dtype: KvCacheDtype,
 }
 
 impl Blueprint {
@@ -67,9 +67,9 @@ impl Blueprint {
             DtypeChoice::Auto => checkpoint.dtype()?,
         };
         let kv_cache_dtype = match (options.kv_cache_dtype, dtype) {
-            (DtypeChoice::Is(dtype), _) => dtype,
-            (DtypeChoice::Auto, Dtype::Float32) => Dtype::Float32,
-            (DtypeChoice::Auto, _) => Dtype::Bfloat16,
+            (KvCacheDtypeChoice::Is(dtype), _) => dtype,
+            (KvCacheDtypeChoice::Auto, Dtype::Float32) => KvCacheDtype::Float32,
+            (KvCacheDtypeChoice::Auto, _) => KvCacheDtype::Bfloat16,
         };
         phase.done("graph");
         tracing::info!(
@@ -125,12 +125,12 @@ impl Blueprint {
     }
 
     fn chosen_reference(&self, options: &LlmOptions, unplanned: Option<LowerError>) -> Result<Chosen, LoadError> {
-        if let Some(quantization) = self.quantization {
-            let name = quantization.name();
+        let int8 = (self.kv_cache_dtype == KvCacheDtype::Int8).then_some(("--kv-cache-dtype", "int8"));
+        if let Some((flag, value)) = self.quantization.map(|q| ("--quantization", q.name())).or(int8) {
             let why = unplanned.map_or("--executor is reference".to_owned(), |reason| reason.to_string());
             return Err(LoadError::Setting(format!(
-                "--quantization is {name}, but the reference executor, which computes in float32, would run the model \
-                 ({why}): leave --quantization out"
+                "{flag} is {value}, but the reference executor, which computes in float32 and caches nothing, would run \
+                 the model ({why}): leave {flag} out"
             )));
         }
         let quantised = QuantSummary::default();

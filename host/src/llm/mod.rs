@@ -62,8 +62,8 @@ pub use options::{GenerateRequest, ModelInfo, ParamError, Prompt, RequestParams}
 pub use output::{Finish, Generation, Output, StopReason};
 pub use pooling::{Embedding, Matryoshka, Pooled, Pooler, PoolerConfig, cosine};
 pub use settings::{
-    DeviceChoice, DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, LlmOptions, LoadError, ModelSource,
-    RunnerChoice,
+    DeviceChoice, DtypeChoice, ExecutorKind, GenerationDefaults, GenerationSource, KvCacheDtypeChoice, LlmOptions,
+    LoadError, ModelSource, OrAuto, RunnerChoice,
 };
 
 use guide::Compiler;

@@ -4,7 +4,7 @@ use plugin_api::SpecError;
 
 use super::pooling::PoolerConfig;
 use crate::engine::EngineError;
-use crate::exec::{Dtype, ExecError, Quantization};
+use crate::exec::{Dtype, ExecError, KvCacheDtype, Quantization};
 use crate::graph::EmbedError;
 use crate::hub::{HubError, HubOptions};
 use crate::registry::{ModelImpl, PluginError, RegistryError, RegistryOptions, SelectError};
@@ -20,14 +20,20 @@ pub enum ModelSource {
     Named(String),
 }
 
-/// `--dtype`.
+/// `--dtype`: `Auto` is what the configuration says, or else what most of the weights are stored in.
+pub type DtypeChoice = OrAuto<Dtype>;
+
+/// `--kv-cache-dtype`: `Auto` is f32 with `--dtype float32`, else bf16.
+pub type KvCacheDtypeChoice = OrAuto<KvCacheDtype>;
+
+/// A setting that can be left open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum DtypeChoice {
-    /// What the configuration says, or else what most of the weights are stored in.
+pub enum OrAuto<T> {
+    /// Found out when the model is known.
     #[default]
     Auto,
     /// This one.
-    Is(Dtype),
+    Is(T),
 }
 
 /// `--executor`.
@@ -103,8 +109,8 @@ pub struct LlmOptions {
     pub dtype: DtypeChoice,
     /// Hold the matrices of linear layers as small integers; `None`: only where the checkpoint does.
     pub quantization: Option<Quantization>,
-    /// Element type of the KV cache; `Auto`: f32 with `Float32`, else bf16.
-    pub kv_cache_dtype: DtypeChoice,
+    /// What the KV cache holds.
+    pub kv_cache_dtype: KvCacheDtypeChoice,
     /// What runs the graph.
     pub executor: ExecutorKind,
     /// What its kernels run on.
@@ -180,7 +186,7 @@ impl Default for LlmOptions {
             trust_remote_code: false,
             dtype: DtypeChoice::Auto,
             quantization: None,
-            kv_cache_dtype: DtypeChoice::Auto,
+            kv_cache_dtype: KvCacheDtypeChoice::Auto,
             executor: ExecutorKind::Auto,
             device: DeviceChoice::Auto,
             kernel_cache: super::kernel_cache(),

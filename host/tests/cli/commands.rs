@@ -110,3 +110,21 @@ fn quantization_is_shown_and_what_it_cannot_be_is_named() {
     let reference = ["generate", "--quantization", "int8", "--executor", "reference", "-p", "a"];
     place.run(&reference).fails(&["--quantization is int8", "reference executor"]);
 }
+
+#[test]
+fn the_type_of_the_cache_is_shown_and_what_it_cannot_be_is_named() {
+    let place = Place::new();
+    let line = |dtype| {
+        let all = place.run(&["inspect", "--kv-cache-dtype", dtype]).good().to_owned();
+        let line = all.lines().find(|line| line.starts_with("KV cache")).unwrap().to_owned();
+        (all, line)
+    };
+    let (all, int8) = line("int8");
+    says(&all, &["KV cache int8"]);
+    assert_ne!(int8, line("bfloat16").1);
+    let refused = place.run(&["inspect", "--kv-cache-dtype", "fp8"]);
+    assert_eq!(refused.code, Some(2));
+    says(&refused.stderr, &["'fp8' for '--kv-cache-dtype", "float32", "bfloat16 or int8"]);
+    let reference = ["generate", "--kv-cache-dtype", "int8", "--executor", "reference", "-p", "a"];
+    place.run(&reference).fails(&["--kv-cache-dtype is int8", "reference executor", "leave --kv-cache-dtype out"]);
+}

@@ -135,6 +135,10 @@ fn devices_and_executors_that_exclude_each_other_are_refused() {
     run(&["--device", "emulated", "--executor", "cpu"]).fails(&["--executor cpu", "--device emulated"]);
     run(&["--device", "cuda:1", "--executor", "cpu"]).fails(&["--executor cpu", "--device cuda:1"]);
     run(&["--device", "emulated", "--executor", "reference"]).fails(&["--executor reference", "--device auto or cpu"]);
+    for device in ["emulated", "cuda"] {
+        let refused = ["--kv-cache-dtype int8", "no kernels", "--device auto or cpu"];
+        run(&["--device", device, "--kv-cache-dtype", "int8"]).fails(&refused);
+    }
     let mut command = place.host(&[&GENERATE[..], &["--device", "emulated"]].concat());
     finish(command.env("CXX", "no-such-compiler"), b"").fails(&["--device emulated", "no-such-compiler", "g++"]);
 }

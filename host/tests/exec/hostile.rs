@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use host::exec::cpu::{CpuExecutor, plan};
 use host::exec::reference::{Inputs, eval};
-use host::exec::{Dtype, Executor, LogitRows, Step, StepSeq};
+use host::exec::{Dtype, Executor, KvCacheDtype, LogitRows, Step, StepSeq};
 use host::graph::optimise;
 use plugin_api::{AttentionOptions, Builder, ConstData, DType, Dim, Graph, Model, Op, SpecError, Value, spec};
 
@@ -29,7 +29,7 @@ fn serve(graph: &Graph) -> Result<Vec<f32>, String> {
     let weights = checkpoint(&graph, 1, Stored::F32);
     plan(&graph, &weights, Dtype::Float32, None).map_err(|e| text(&e))?;
     let mut executor =
-        CpuExecutor::new(&graph, &weights, &options(Dtype::Float32, Dtype::Float32)).map_err(|e| text(&e))?;
+        CpuExecutor::new(&graph, &weights, &options(Dtype::Float32, KvCacheDtype::Float32)).map_err(|e| text(&e))?;
     executor.allocate_cache(4).map_err(|e| text(&e))?;
     let seq = StepSeq { id: 1, tokens: &[1, 2, 3], computed: 0, context_len: 3, blocks: &[2], logits: LogitRows::Last };
     executor.execute(&Step { seqs: &[seq] }).map(<[f32]>::to_vec).map_err(|e| text(&e))

@@ -5,8 +5,8 @@
 //! weights, inputs of products and the KV cache may lose all but 8 bits: 4e-2. With `float16` weights lose all but
 //! 11 bits: 4e-3.
 
-use host::exec::Dtype;
 use host::exec::cpu::{LowerError, plan};
+use host::exec::{Dtype, KvCacheDtype};
 use host::graph::optimise;
 use plugin_api::{Activation, AttentionOptions, Builder, DType, Dim, Graph, Op, Value};
 
@@ -273,14 +273,16 @@ const LINES: &[Line] = &[
     ("an empty slice joined", "rows concat", |c| { let x = c.x(&[3]); let e = c.b.slice(x, 1, 1usize, 1usize); c.b.concat(1, &[e, x]) }),
 ];
 
-fn settings() -> [(Stored, Dtype, Dtype, f32); 6] {
+fn settings() -> [(Stored, Dtype, KvCacheDtype, f32); 7] {
+    use Dtype::{Bfloat16, Float16, Float32};
     [
-        (Stored::F32, Dtype::Float32, Dtype::Float32, 2e-5),
-        (Stored::Mixed, Dtype::Float32, Dtype::Float32, 2e-5),
-        (Stored::Bf16, Dtype::Bfloat16, Dtype::Bfloat16, 4e-2),
-        (Stored::Mixed, Dtype::Bfloat16, Dtype::Float32, 4e-2),
-        (Stored::F16, Dtype::Float16, Dtype::Float32, 4e-3),
-        (Stored::Mixed, Dtype::Float16, Dtype::Bfloat16, 4e-2),
+        (Stored::F32, Float32, KvCacheDtype::Float32, 2e-5),
+        (Stored::Mixed, Float32, KvCacheDtype::Float32, 2e-5),
+        (Stored::Bf16, Bfloat16, KvCacheDtype::Bfloat16, 4e-2),
+        (Stored::Mixed, Bfloat16, KvCacheDtype::Float32, 4e-2),
+        (Stored::F16, Float16, KvCacheDtype::Float32, 4e-3),
+        (Stored::Mixed, Float16, KvCacheDtype::Bfloat16, 4e-2),
+        (Stored::F32, Float32, KvCacheDtype::Int8, 4e-2),
     ]
 }
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use half::{bf16, f16};
-use host::exec::Dtype;
 use host::exec::cpu::{plan, quantised};
 use host::exec::reference;
+use host::exec::{Dtype, KvCacheDtype};
 use host::hub::Weights;
 use plugin_api::{Builder, Graph};
 use serde_json::{Value as Json, json};
@@ -202,7 +202,7 @@ fn check(what: &str, tensors: &Tensors, config: &Json, values: &[f32], is_quanti
         let (of, plan) = plan(&graph, &weights, dtype, None).unwrap();
         let summary = quantised(&of, &plan, &weights, dtype, None);
         assert_eq!(summary.matrices, usize::from(is_quantised), "{what}");
-        let options = options(dtype, Dtype::Float32);
+        let options = options(dtype, KvCacheDtype::Float32);
         check_executor(what, &graph, &weights, (&options, 0.02), &seqs).unwrap();
     }
 }

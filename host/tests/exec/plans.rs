@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use host::exec::Dtype;
 use host::exec::cpu::{CpuExecutor, LowerError, plan};
+use host::exec::{Dtype, KvCacheDtype};
 use host::graph::optimise;
 use plugin_api::{Activation, AttentionOptions, Builder, DType, Dim, Graph, Op, Value, spec};
 
@@ -142,7 +142,7 @@ fn plans_are_as_written_down() {
         // And it computes what it should.
         let mut r = Random(3);
         let seqs = [4, 17].map(|n| r.tokens(n, 9));
-        let options = options(Dtype::Float32, Dtype::Float32);
+        let options = options(Dtype::Float32, KvCacheDtype::Float32);
         check_executor(what, &g, &weights, (&options, 2e-5), &seqs).unwrap();
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exec/plans.txt");
@@ -201,5 +201,5 @@ fn a_graph_needs_logits_that_depend_on_the_step() {
     let g = b.finish().unwrap();
     let weights = checkpoint(&g, 1, Stored::F32);
     assert!(matches!(plan(&g, &weights, Dtype::Float32, None), Err(LowerError::NoOutput)));
-    assert!(CpuExecutor::new(&g, &weights, &options(Dtype::Float32, Dtype::Float32)).is_err());
+    assert!(CpuExecutor::new(&g, &weights, &options(Dtype::Float32, KvCacheDtype::Float32)).is_err());
 }

@@ -1,7 +1,7 @@
 //! Quantised weights in the executor: every kind of linear layer, near the reference, and with the same bits in every way.
 
 use host::exec::cpu::{StaticForm, plan, quantised};
-use host::exec::{Dtype, Quantization};
+use host::exec::{Dtype, KvCacheDtype, Quantization};
 use host::graph::optimise;
 use plugin_api::{Activation, Builder, Dim, Graph, Op};
 
@@ -46,7 +46,7 @@ fn quantised_layers_are_near_the_reference_in_every_way() {
         let weights = checkpoint(&graph, 5, stored);
         for (quantization, tolerance) in [(Quantization::Int8, 0.04), (Quantization::Int4, 0.4)] {
             for dtype in [Dtype::Bfloat16, Dtype::Float32] {
-                let mut options = options(dtype, Dtype::Float32);
+                let mut options = options(dtype, KvCacheDtype::Float32);
                 options.quantization = Some(quantization);
                 let what = format!("{quantization:?}, {stored:?}, {dtype:?}");
                 check_executor(&what, &graph, &weights, (&options, tolerance), &seqs).unwrap();

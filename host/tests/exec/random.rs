@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use host::exec::Dtype;
 use host::exec::cpu::{LowerError, plan};
 use host::exec::reference::Inputs;
+use host::exec::{Dtype, KvCacheDtype};
 use host::graph::{PASSES, optimise};
 use plugin_api::{Activation, AttentionOptions, Builder, DType, Dim, Graph, Op, Value, define, spec};
 
@@ -581,7 +581,7 @@ fn the_cpu_executor_computes_random_graphs_as_the_reference_does() {
             }
             Err(e) => panic!("seed {seed}: {e}"),
         }
-        let options = options(Dtype::Float32, Dtype::Float32);
+        let options = options(Dtype::Float32, KvCacheDtype::Float32);
         check_executor(&format!("seed {seed}"), &graph, &weights, (&options, 2e-5), &seqs).unwrap();
     }
     assert!((5..50).contains(&refused), "{refused} of the 50 graphs that may mix tokens were refused");

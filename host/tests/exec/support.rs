@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 use host::exec::cpu::{CpuExecutor, CpuOptions};
 use host::exec::reference::{self, EvalError, Inputs, Tensor};
-use host::exec::{BLOCK_SIZE, BlockId, Dtype, ExecError, Executor, LogitRows, Step, StepSeq};
+use host::exec::{BLOCK_SIZE, BlockId, Dtype, ExecError, Executor, KvCacheDtype, LogitRows, Step, StepSeq};
 use host::hub::Weights;
 use plugin_api::{ConstData, Graph};
 
@@ -117,7 +117,7 @@ pub(super) fn by_reference(graph: &Graph, weights: &Weights, tokens: &[u32]) -> 
     logits.as_f32().unwrap().to_vec()
 }
 
-pub(super) fn options(dtype: Dtype, kv_cache_dtype: Dtype) -> CpuOptions {
+pub(super) fn options(dtype: Dtype, kv_cache_dtype: KvCacheDtype) -> CpuOptions {
     CpuOptions { threads: Some(2), dtype, quantization: None, kv_cache_dtype, max_tokens: 64, max_seqs: 8 }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::models::Folder;
-use crate::program::Place;
+use crate::program::{Place, Server};
 
 #[test]
 fn the_demo_model_answers_and_tells_about_itself() {
@@ -212,4 +212,33 @@ fn log_likelihoods_are_torchs() {
             assert_eq!(greedy, [golden.greedy_ids[0]], "{name}");
         }
     }
+}
+
+#[test]
+fn a_cache_of_int8_has_room_for_more_and_answers_the_same_cached_or_not() {
+    let place = Place::new();
+    let serve = |dtype| place.serve(&["--kv-cache-dtype", dtype, "--kv-cache-memory", "1MiB"]);
+    let blocks = |server: &Server| {
+        let metrics = server.get("/metrics").text();
+        let after = metrics.split("num_gpu_blocks=\"").nth(1).unwrap();
+        after.split('"').next().unwrap().parse::<usize>().unwrap()
+    };
+    let plain = serve("bfloat16");
+    // By the name that vLLM has for it.
+    let server = serve("int8_per_token_head");
+    assert!(server.get("/metrics").text().contains("cache_dtype=\"int8\""));
+    // One byte instead of two, and four more for a key or value of 32 or more.
+    assert!(blocks(&server) * 10 > blocks(&plain) * 17, "{} and {} blocks", blocks(&server), blocks(&plain));
+    let prompt = "San Francisco is a city on the coast of California, known for its fog and its bridges. The";
+    let body = json!({"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true, "logprobs": 5});
+    let answer = |server: &Server| {
+        let answer = server.ok("/v1/completions", &body);
+        (answer["choices"][0]["text"].clone(), answer["choices"][0]["logprobs"].clone())
+    };
+    let first = answer(&server);
+    assert_eq!(server.metric("vllm:prefix_cache_hits_total"), 0.0);
+    assert_eq!(answer(&server), first);
+    assert!(server.metric("vllm:prefix_cache_hits_total") > 0.0);
+    // The numbers are others than without rounding: the option arrived.
+    assert_ne!(answer(&plain).1, first.1);
 }

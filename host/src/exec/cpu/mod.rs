@@ -38,7 +38,8 @@ use self::slots::Slots;
 use self::statics::StaticData;
 use self::zeroed::Zeroed;
 use super::{
-    Dtype, ExecError, ExecSpec, Executor, Gives, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Quantization, Step,
+    Dtype, ExecError, ExecSpec, Executor, Gives, KvCacheDtype, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Quantization,
+    Step,
 };
 use crate::hub::Weights;
 
@@ -56,8 +57,8 @@ pub struct CpuOptions {
     pub dtype: Dtype,
     /// Quantise the matrices of linear layers; `None`: those that are stored so only.
     pub quantization: Option<Quantization>,
-    /// Element type of the KV cache; `Float32` or `Bfloat16`.
-    pub kv_cache_dtype: Dtype,
+    /// What the KV cache holds.
+    pub kv_cache_dtype: KvCacheDtype,
     /// The most tokens of a step.
     pub max_tokens: usize,
     /// The most sequences of a step.
@@ -77,7 +78,7 @@ pub struct CpuExecutor {
     cache: Vec<LayerCache>,
     slots: Slots,
     groups: Groups,
-    kv_cache_dtype: Dtype,
+    kv_cache_dtype: KvCacheDtype,
     spec: ExecSpec,
     /// Rows of the step whose logits are wanted.
     rows: Vec<u32>,
@@ -96,6 +97,7 @@ struct LayerCache {
 enum CacheData {
     F32(Zeroed<f32>),
     Bf16(Zeroed<bf16>),
+    Int8 { codes: Zeroed<i8>, scales: Zeroed<f32> },
 }
 
 /// The plan of a graph for these weights and this arithmetic, with the graph that its statics refer to.
@@ -158,7 +160,7 @@ impl CpuExecutor {
             kv_bytes_per_block: plan
                 .states
                 .iter()
-                .map(|s| block_elements(s).saturating_mul(element_size(options.kv_cache_dtype)))
+                .map(|s| block_bytes(s, options.kv_cache_dtype))
                 .fold(0, usize::saturating_add),
             window: window_of_all(&plan),
             // What a running state has seen cannot be cut in two.
@@ -370,21 +372,27 @@ impl Executor for CpuExecutor {
     }
 
     fn allocate_cache(&mut self, blocks: usize) -> Result<(), ExecError> {
-        let allocate = |elements_per_block: usize| -> Result<CacheData, ExecError> {
+        let allocate = |per_block: usize, scales_per_block: usize| -> Result<CacheData, ExecError> {
             let failed = |reason: String| ExecError::Cache {
                 blocks,
                 bytes: blocks.saturating_mul(self.spec.kv_bytes_per_block),
                 reason,
             };
-            let n = blocks.checked_mul(elements_per_block).ok_or_else(|| failed("the size overflows".into()))?;
-            match self.kv_cache_dtype {
-                Dtype::Float32 => Zeroed::new(n).map(CacheData::F32).map_err(failed),
-                _ => Zeroed::new(n).map(CacheData::Bf16).map_err(failed),
-            }
+            let of = |per_block| blocks.checked_mul(per_block).ok_or_else(|| failed("the size overflows".into()));
+            let n = of(per_block)?;
+            Ok(match self.kv_cache_dtype {
+                KvCacheDtype::Float32 => CacheData::F32(Zeroed::new(n).map_err(failed)?),
+                KvCacheDtype::Bfloat16 => CacheData::Bf16(Zeroed::new(n).map_err(failed)?),
+                KvCacheDtype::Int8 => CacheData::Int8 {
+                    codes: Zeroed::new(n).map_err(failed)?,
+                    scales: Zeroed::new(of(scales_per_block)?).map_err(failed)?,
+                },
+            })
         };
         let layer = |s: &plugin_api::KvState| -> Result<LayerCache, ExecError> {
             let shape = kv_shape(s);
-            Ok(LayerCache { shape, k: allocate(shape.k_block())?, v: allocate(shape.v_block())? })
+            let scales = shape.scales_block();
+            Ok(LayerCache { shape, k: allocate(shape.k_block(), scales)?, v: allocate(shape.v_block(), scales)? })
         };
         self.cache = self.plan.states.iter().map(layer).collect::<Result<_, _>>()?;
         self.slots.allocate(&self.plan.slots)
@@ -440,6 +448,7 @@ impl CacheData {
         match self {
             CacheData::F32(v) => KvRef::F32(v),
             CacheData::Bf16(v) => KvRef::Bf16(v),
+            CacheData::Int8 { codes, scales } => KvRef::Int8 { codes, scales },
         }
     }
 
@@ -447,6 +456,7 @@ impl CacheData {
         match self {
             CacheData::F32(v) => KvMut::F32(v),
             CacheData::Bf16(v) => KvMut::Bf16(v),
+            CacheData::Int8 { codes, scales } => KvMut::Int8 { codes, scales },
         }
     }
 }
@@ -471,12 +481,9 @@ pub(in crate::exec) fn kv_shape(s: &plugin_api::KvState) -> KvShape {
     KvShape { kv_heads: s.heads, head_dim: s.key_dim, value_dim: s.value_dim }
 }
 
-pub(in crate::exec) fn block_elements(s: &plugin_api::KvState) -> usize {
-    kv_shape(s).k_block() + kv_shape(s).v_block()
-}
-
-pub(in crate::exec) fn element_size(dtype: Dtype) -> usize {
-    if dtype == Dtype::Float32 { 4 } else { 2 }
+/// Bytes of a block of one state.
+pub(in crate::exec) fn block_bytes(s: &plugin_api::KvState, dtype: KvCacheDtype) -> usize {
+    dtype.bytes_per_token(s).saturating_mul(cpu::BLOCK)
 }
 
 /// The largest window, if every attention has one.

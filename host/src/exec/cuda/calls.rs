@@ -7,7 +7,7 @@ use super::primitives::Prepared;
 use super::weights::DeviceStatic;
 use super::{CudaExecutor, DeviceView};
 use crate::exec::cpu::{self, Call, Elem, Epilogue, Norm, StaticId, View, kv_shape};
-use crate::exec::{Dtype, ExecError};
+use crate::exec::{Dtype, ExecError, KvCacheDtype};
 
 impl CudaExecutor {
     fn values(&self, id: Option<StaticId>) -> Result<Option<Vector<'_, f32>>, ExecError> {
@@ -136,7 +136,7 @@ impl CudaExecutor {
 
     fn layer(&self, state: usize) -> KvCache<'_> {
         let (k, v) = &self.cache[state];
-        let bf16 = self.options.kv_cache_dtype != Dtype::Float32;
+        let bf16 = self.options.kv_cache_dtype != KvCacheDtype::Float32;
         KvCache { shape: kv_shape(&self.plan.states[state]), k, v, bf16 }
     }
 

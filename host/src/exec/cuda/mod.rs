@@ -19,20 +19,26 @@ use plugin_api::Graph;
 use self::primitives::Prepared;
 use self::weights::DeviceStatic;
 use super::cpu::slots::Slots;
-use super::cpu::{Buffer, Call, Plan, RowKind, View, block_elements, element_size, kv_shape, window_of_all};
-use super::{BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, Gives, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step};
+use super::cpu::{Buffer, Call, Plan, RowKind, View, block_bytes, kv_shape, window_of_all};
+use super::{
+    BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, Gives, KvCacheDtype, LogitRows, MAX_PROMPT_ROWS, PrefixCaching,
+    Step,
+};
 use crate::hub::Weights;
 
 /// Room for the sums of parts of long contexts, in bytes: 64 queries of 32 heads of 128 over 8192 positions.
 const PARTS_BYTES: usize = 64 << 20;
+
+/// Why a cache of int8 is refused.
+pub const NO_INT8_CACHE: &str = "the CUDA executor has no kernels for a KV cache of int8";
 
 /// Settings of the executor.
 #[derive(Debug, Clone)]
 pub struct CudaOptions {
     /// Arithmetic of matrix products.
     pub dtype: Dtype,
-    /// Element type of the KV cache; `Float32` or `Bfloat16`.
-    pub kv_cache_dtype: Dtype,
+    /// What the KV cache holds; `Float32` or `Bfloat16`.
+    pub kv_cache_dtype: KvCacheDtype,
     /// The most tokens of a step.
     pub max_tokens: usize,
     /// The most sequences of a step.
@@ -91,6 +97,9 @@ impl CudaExecutor {
     ) -> Result<CudaExecutor, ExecError> {
         if let Some(why) = unsupported(&plan) {
             return Err(ExecError::Failed(why));
+        }
+        if options.kv_cache_dtype == KvCacheDtype::Int8 {
+            return Err(ExecError::Failed(NO_INT8_CACHE.into()));
         }
         let [_, max_rows] = row_limits(&plan, options);
         let buffers = buffers(cuda, &plan.buffers, options.max_tokens, max_rows)?;
@@ -218,7 +227,7 @@ fn tile_rows(plan: &Plan, call: &Call) -> Option<usize> {
 }
 
 fn spec(graph: &Graph, plan: &Plan, options: &CudaOptions) -> ExecSpec {
-    let block = |s| block_elements(s).saturating_mul(element_size(options.kv_cache_dtype));
+    let block = |s| block_bytes(s, options.kv_cache_dtype);
     ExecSpec {
         gives: plan.gives,
         row_width: plan.rows.cols,
@@ -255,9 +264,8 @@ impl Executor for CudaExecutor {
     }
 
     fn allocate_cache(&mut self, blocks: usize) -> Result<(), ExecError> {
-        let size = element_size(self.options.kv_cache_dtype);
         let cache = |s: &plugin_api::KvState| -> Result<(Memory, Memory), CudaError> {
-            let bytes = |elements: usize| blocks.saturating_mul(elements).saturating_mul(size);
+            let bytes = |elements: usize| blocks.saturating_mul(self.options.kv_cache_dtype.bytes(elements));
             let shape = kv_shape(s);
             Ok((self.cuda.allocate(bytes(shape.k_block()))?, self.cuda.allocate(bytes(shape.v_block()))?))
         };
