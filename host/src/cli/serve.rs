@@ -15,7 +15,9 @@ use crate::llm::{Llm, LlmOptions};
 use crate::registry::sandbox_support;
 #[cfg(unix)]
 use crate::server::UnixSocket;
-use crate::server::{self, CorsConfig, FormatChoice, Listener, ReasoningFormat, ServerConfig, TlsFiles, ToolFormat};
+use crate::server::{
+    self, CorsConfig, FormatChoice, Listener, ReasoningFormat, ServerConfig, TlsFiles, ToolFormat, Traces,
+};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -107,6 +109,10 @@ struct ServerArgs {
     /// How the model marks its reasoning: auto (from the chat template), none, deepseek_r1, qwen3, mistral or gpt_oss
     #[arg(long, env = "HOST_REASONING_PARSER", default_value = "auto", value_name = "FORMAT")]
     reasoning_parser: FormatChoice<ReasoningFormat>,
+    /// Send a trace of each request to this collector (OTLP over HTTP), such as http://localhost:4318/v1/traces [default: what
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT say; else none]
+    #[arg(long, env = "HOST_OTLP_TRACES_ENDPOINT", value_name = "URL")]
+    otlp_traces_endpoint: Option<String>,
     /// Do not log requests
     #[arg(long, env = "HOST_DISABLE_ACCESS_LOG", alias = "disable-uvicorn-access-log", value_parser = BoolishValueParser::new())]
     disable_access_log: bool,
@@ -142,6 +148,7 @@ impl Args {
             hang_timeout: Duration::from_secs(s.hang_timeout),
             cors,
             tls: s.tls()?,
+            traces: s.traces()?,
         })
     }
 }
@@ -169,6 +176,27 @@ impl ServerArgs {
             "--api-key: a key is empty; leave the flag out to need none"
         );
         Ok(keys)
+    }
+
+    /// Where traces go: the flag, or what OpenTelemetry's own variables say.
+    fn traces(&self) -> anyhow::Result<Option<Traces>> {
+        if let Some(endpoint) = &self.otlp_traces_endpoint {
+            return Ok(Some(Traces::start(endpoint).context("--otlp-traces-endpoint")?));
+        }
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if !cfg!(feature = "otlp") || variable("OTEL_SDK_DISABLED").is_some_and(|off| off.eq_ignore_ascii_case("true"))
+        {
+            return Ok(None);
+        }
+        let (name, endpoint) =
+            match (variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), variable("OTEL_EXPORTER_OTLP_ENDPOINT")) {
+                (Some(endpoint), _) => ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint),
+                (None, Some(base)) => {
+                    ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{}/v1/traces", base.trim_end_matches('/')))
+                }
+                (None, None) => return Ok(None),
+            };
+        Ok(Some(Traces::start(&endpoint).context(name)?))
     }
 
     fn tls(&self) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {

@@ -21,6 +21,7 @@ use super::protocol::chat::{
 use super::protocol::common::{PromptLogprobs, StopCause};
 use super::run::Running;
 use super::state::AppState;
+use super::traces::Origin;
 use super::validate::chat::{Chat, Meaning, chat};
 use super::validate::{self, sampling::Form};
 use crate::llm::Output;
@@ -38,8 +39,9 @@ pub(crate) async fn handle(
     let shared = state.clone();
     let Chat { model, request, echo, meaning, logprobs, form, request_id } =
         validate::off_loop(work, move || chat(&shared, raw)).await?;
-    let names = Names { id: validate::request_id(id, request_id)?, model };
-    let running = Running::start(&state, vec![request], arrival)?;
+    let names = Names { id: validate::request_id(&id, request_id)?, model };
+    let origin = Origin::new(arrival, format!("{}{}", Chats::ID, names.id), &id);
+    let running = Running::start(&state, vec![request], origin)?;
     let prompt_token_ids = form.return_token_ids.then(|| running.prompts.concat());
     let answer = Chats {
         readers: (0..running.n).map(|_| Reader::new(&meaning)).collect(),

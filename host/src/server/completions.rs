@@ -16,6 +16,7 @@ use super::middleware::RequestId;
 use super::protocol::completion::{CompletionChoice, CompletionLogprobs, CompletionRequest};
 use super::run::Running;
 use super::state::AppState;
+use super::traces::Origin;
 use super::validate::completion::{Completion, completion};
 use super::validate::{self, sampling::Form};
 use crate::engine::TokenLogprobs;
@@ -35,8 +36,9 @@ pub(crate) async fn handle(
     let shared = state.clone();
     let work = validate::off_loop(work, move || completion(&shared, raw)).await?;
     let Completion { model, requests, echo, echo_only, logprobs, form, request_id } = work;
-    let names = Names { id: validate::request_id(id, request_id)?, model };
-    let running = Running::start(&state, requests, arrival)?;
+    let names = Names { id: validate::request_id(&id, request_id)?, model };
+    let origin = Origin::new(arrival, format!("{}{}", Completions::ID, names.id), &id);
+    let running = Running::start(&state, requests, origin)?;
     let answer = Completions {
         offsets: vec![None; running.prompts.len() * running.n],
         prompt_entries: vec![Vec::new(); running.prompts.len()],

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::cors::CorsConfig;
 use super::parsers::{ReasoningFormat, ToolFormat};
+use super::traces::Traces;
 
 /// A format of the model's text: given, or found in the chat template.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct ServerConfig {
     pub cors: CorsConfig,
     /// TLS; `None`: plain HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Where spans of requests go; `None`: nowhere.
+    pub traces: Option<Traces>,
 }
 
 impl Default for ServerConfig {
@@ -88,6 +91,7 @@ impl Default for ServerConfig {
             hang_timeout: Duration::from_secs(120),
             cors: CorsConfig::default(),
             tls: None,
+            traces: None,
         }
     }
 }

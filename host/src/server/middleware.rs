@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::error::ApiError;
 use super::page;
 use super::state::AppState;
+use super::traces::Parent;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Probes and scrapes would drown everything else in the log.
@@ -30,6 +31,8 @@ pub(crate) struct RequestId {
     pub(crate) text: Arc<str>,
     /// Whether the client chose it.
     pub(crate) given: bool,
+    /// The caller's span, where spans are recorded.
+    pub(crate) parent: Parent,
 }
 
 impl RequestId {
@@ -40,14 +43,17 @@ impl RequestId {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
         let text = format!("{:016x}{:016x}", KEYS.0.hash_one(count), KEYS.1.hash_one(count)).into();
-        Self { text, given: false }
+        Self { text, given: false, parent: Parent::default() }
     }
 
     /// The client's id if it is one that we can repeat in headers, JSON and logs.
     pub(crate) fn from_client(value: &str) -> Option<Self> {
         let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b);
-        (!value.is_empty() && value.len() <= 128 && value.bytes().all(fine))
-            .then(|| Self { text: value.into(), given: true })
+        (!value.is_empty() && value.len() <= 128 && value.bytes().all(fine)).then(|| Self {
+            text: value.into(),
+            given: true,
+            parent: Parent::default(),
+        })
     }
 }
 
@@ -60,11 +66,14 @@ pub fn random_key() -> String {
 
 /// Gives the request its id, times it and logs it.
 pub(crate) async fn observe(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
-    let id = request
+    let mut id = request
         .headers()
         .get(&REQUEST_ID)
         .and_then(|value| RequestId::from_client(value.to_str().ok()?))
         .unwrap_or_else(RequestId::fresh);
+    if state.config.traces.is_some() {
+        id.parent = Parent::of(request.headers());
+    }
     // Only routes that exist have a name, so that nobody can make up labels.
     let handler = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().clone();

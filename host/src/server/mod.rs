@@ -34,6 +34,7 @@ mod state;
 mod tests;
 mod tls;
 mod tokenize;
+mod traces;
 mod validate;
 
 use std::sync::Arc;
@@ -53,6 +54,7 @@ pub use middleware::random_key;
 pub use parsers::{ReasoningFormat, ToolFormat};
 pub use serve::{ServerError, serve};
 pub use tls::{TlsError, TlsFiles};
+pub use traces::{Traces, TracesError};
 
 use state::AppState;
 

@@ -26,6 +26,7 @@ use super::protocol::pooling::{
 };
 use super::run::from_llm;
 use super::state::{AppState, Phase};
+use super::traces::Origin;
 use super::validate::pooling::{Bytes, Element, Inputs, Pairs, Rerank, Shape, embedding, rerank, score};
 use super::validate::{self, pooling};
 use crate::engine::{FinishReason, SubmitError};
@@ -34,13 +35,14 @@ use crate::llm::{Finish, LlmError, Pooled, Pooler, cosine};
 /// `POST /v1/embeddings`.
 pub(crate) async fn embeddings(
     State(state): State<Arc<AppState>>,
-    Extension(id): Extension<RequestId>,
+    Extension(caller): Extension<RequestId>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
     let (inputs, shape) = checked::<EmbeddingRequest, _>(&state, request, embedding).await?;
-    let id = validate::request_id(id, inputs.request_id.clone())?;
-    let pooled = pool(&state, &inputs, arrival).await?;
+    let id = validate::request_id(&caller, inputs.request_id.clone())?;
+    let origin = Origin::new(arrival, format!("embd-{id}"), &caller);
+    let pooled = pool(&state, &inputs, origin).await?;
     let usage = usage(&pooled);
     let pooler = pooling::pooler(&state)?;
     let data = pooled.into_iter().enumerate().map(|(index, pooled)| EmbeddingData {
@@ -55,13 +57,14 @@ pub(crate) async fn embeddings(
 /// `POST /v1/score`.
 pub(crate) async fn scores(
     State(state): State<Arc<AppState>>,
-    Extension(id): Extension<RequestId>,
+    Extension(caller): Extension<RequestId>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
     let Pairs { inputs, pairs } = checked::<ScoreRequest, _>(&state, request, score).await?;
-    let id = validate::request_id(id, inputs.request_id.clone())?;
-    let pooled = pool(&state, &inputs, arrival).await?;
+    let id = validate::request_id(&caller, inputs.request_id.clone())?;
+    let origin = Origin::new(arrival, format!("score-{id}"), &caller);
+    let pooled = pool(&state, &inputs, origin).await?;
     let data = pairs.iter().enumerate().map(|(index, &(a, b))| ScoreData {
         index,
         object: "score",
@@ -74,13 +77,14 @@ pub(crate) async fn scores(
 /// `POST /v1/rerank`.
 pub(crate) async fn reranking(
     State(state): State<Arc<AppState>>,
-    Extension(id): Extension<RequestId>,
+    Extension(caller): Extension<RequestId>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
     let Rerank { inputs, documents, top } = checked::<RerankRequest, _>(&state, request, rerank).await?;
-    let id = validate::request_id(id, inputs.request_id.clone())?;
-    let pooled = pool(&state, &inputs, arrival).await?;
+    let id = validate::request_id(&caller, inputs.request_id.clone())?;
+    let origin = Origin::new(arrival, format!("rerank-{id}"), &caller);
+    let pooled = pool(&state, &inputs, origin).await?;
     let Usage { prompt_tokens, total_tokens, .. } = usage(&pooled);
     let result = |(index, text)| RerankResult {
         index,
@@ -108,10 +112,11 @@ async fn checked<T: RawRequest + Send + 'static, W: Send + 'static>(
 
 /// Pools all prompts, as many at a time as keep the engine busy. The queue's limit decides about the first; the others
 /// of a request that has begun wait for their turn.
-async fn pool(state: &Arc<AppState>, inputs: &Inputs, arrival: Instant) -> Result<Vec<Pooled>, ApiError> {
+async fn pool(state: &Arc<AppState>, inputs: &Inputs, origin: Origin) -> Result<Vec<Pooled>, ApiError> {
     if state.phase() != Phase::Serving {
         return Err(ApiError::unavailable("the server is shutting down and takes no more requests"));
     }
+    let origin = origin.with(None);
     let _load = state.load.enter();
     let mut aborted = Box::pin(state.aborted());
     let at_once = 2 * state.llm.engine().config().max_num_seqs;
@@ -122,9 +127,9 @@ async fn pool(state: &Arc<AppState>, inputs: &Inputs, arrival: Instant) -> Resul
         let mut full = false;
         while !full && running.len() < at_once && trackers.len() < done.len() {
             let index = trackers.len();
-            match state.llm.submit_embedding(inputs.prompts[index].clone(), inputs.priority, arrival) {
+            match state.llm.submit_embedding(inputs.prompts[index].clone(), inputs.priority, origin.arrival) {
                 Ok(embedding) => {
-                    trackers.push(Tracker::new(state, arrival));
+                    trackers.push(Tracker::new(state, &origin));
                     running.push(async move { (index, embedding.finish().await) });
                 }
                 Err(LlmError::Submit(SubmitError::QueueFull { .. } | SubmitError::TokensQueued { .. }))

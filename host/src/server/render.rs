@@ -30,7 +30,7 @@ pub(crate) async fn completions(
     let (raw, _) = body::read::<CompletionRequest>(request, config.max_body_size, config.read_timeout).await?;
     let shared = state.clone();
     let work = validate::off_loop(usize::MAX, move || completion::completion(&shared, raw)).await?;
-    let id = validate::request_id(id, work.request_id)?;
+    let id = validate::request_id(&id, work.request_id)?;
     let all = work.requests.iter().map(|request| rendered("cmpl", &id, &work.model, request, &work.form));
     Ok(answer(&all.collect::<Vec<_>>()))
 }
@@ -45,7 +45,7 @@ pub(crate) async fn chats(
     let (raw, _) = body::read::<ChatRequest>(request, config.max_body_size, config.read_timeout).await?;
     let shared = state.clone();
     let work = validate::off_loop(usize::MAX, move || chat::chat(&shared, raw)).await?;
-    let id = validate::request_id(id, work.request_id)?;
+    let id = validate::request_id(&id, work.request_id)?;
     Ok(answer(&rendered("chatcmpl", &id, &work.model, &work.request, &work.form)))
 }
 

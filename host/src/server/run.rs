@@ -3,13 +3,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::stream::{BoxStream, SelectAll, StreamExt, unfold};
 
 use super::error::ApiError;
 use super::metrics::Tracker;
 use super::state::{AppState, LoadGuard, Phase};
+use super::traces::Origin;
 use crate::engine::{FinishReason, SubmitError};
 use crate::llm::{GenerateRequest, LlmError, Output};
 
@@ -35,11 +35,12 @@ impl Running {
     pub(crate) fn start(
         state: &Arc<AppState>,
         requests: Vec<GenerateRequest>,
-        arrival: Instant,
+        origin: Origin,
     ) -> Result<Self, ApiError> {
         if state.phase() != Phase::Serving {
             return Err(ApiError::unavailable("the server is shutting down and takes no more requests"));
         }
+        let origin = origin.with(requests.first());
         let n = requests.first().map_or(1, |request| request.params.n);
         let mut outputs = SelectAll::new();
         let mut prompts = Vec::with_capacity(requests.len());
@@ -59,7 +60,7 @@ impl Running {
             });
             outputs.push(stream.map(move |output| (index, output)).boxed());
         }
-        let trackers = (0..prompts.len() * n).map(|_| Tracker::new(state, arrival)).collect();
+        let trackers = (0..prompts.len() * n).map(|_| Tracker::new(state, &origin)).collect();
         let (aborted, _load) = (Box::pin(state.aborted()), state.load.enter());
         let (longest, state) = (vec![(n, 0); prompts.len()], state.clone());
         Ok(Self { outputs, aborted, trackers, _load, longest, state, prompts, n })

@@ -80,6 +80,9 @@ pub async fn serve(
         let _ = tokio::time::timeout(FAREWELL, rest).await;
     }
     connections.shutdown().await;
+    if let Some(traces) = state.config.traces.clone() {
+        traces.stop().await;
+    }
     result
 }
 

@@ -21,6 +21,7 @@ use super::middleware::RequestId;
 use super::run::Running;
 use super::script;
 use super::state::AppState;
+use super::traces::Origin;
 use super::validate::{self, chat};
 use crate::engine::FinishReason;
 use crate::llm::{Finish, StopReason};
@@ -68,9 +69,11 @@ pub(crate) async fn messages(
     let shared = state.clone();
     // Tools may need a grammar.
     let chat = validate::off_loop(usize::MAX, move || chat::chat(&shared, request::as_chat(raw)?)).await?;
-    let running = Running::start(&state, vec![chat.request], arrival)?;
+    let origin = Origin::new(arrival, format!("msg_{}", id.text), &id);
+    let id = origin.id.clone();
+    let running = Running::start(&state, vec![chat.request], origin)?;
     let reader = Reader::new(&chat.meaning);
-    let (id, prompt) = (format!("msg_{}", id.text), running.prompts.concat().len());
+    let prompt = running.prompts.concat().len();
     if chat.form.stream {
         let script = stream::Events::new(id, chat.model, prompt, chat.meaning);
         return Ok(script::play(running, reader, script, config.keep_alive));

@@ -4,6 +4,7 @@
 mod engine;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -15,6 +16,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::error::ApiError;
+use super::state::AppState;
+use super::traces::{Ending, Origin};
 use crate::engine::{FinishReason, SubmitError};
 use crate::llm::{Finish, Llm};
 
@@ -224,15 +227,22 @@ fn one_two_five(max: usize) -> Vec<f64> {
 /// [`Tracker::finish`] counts as aborted: the client left.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    state: std::sync::Arc<super::state::AppState>,
-    arrival: Instant,
+    state: Arc<AppState>,
+    origin: Arc<Origin>,
     last: Option<Instant>,
     ended: bool,
 }
 
 impl Tracker {
-    pub(crate) fn new(state: &std::sync::Arc<super::state::AppState>, arrival: Instant) -> Self {
-        Self { state: state.clone(), arrival, last: None, ended: false }
+    pub(crate) fn new(state: &Arc<AppState>, origin: &Arc<Origin>) -> Self {
+        Self { state: state.clone(), origin: origin.clone(), last: None, ended: false }
+    }
+
+    fn trace(&self, ending: Ending<'_>) {
+        if let Some(traces) = &self.state.config.traces {
+            let info = self.state.llm.info();
+            traces.record(info.served_names.first().unwrap_or(&info.name), &self.origin, ending);
+        }
     }
 
     /// `tokens` new tokens are there.
@@ -243,7 +253,7 @@ impl Tracker {
         let now = Instant::now();
         let metrics = &self.state.metrics;
         match self.last.replace(now) {
-            None => metrics.first_token.observe((now - self.arrival).as_secs_f64()),
+            None => metrics.first_token.observe((now - self.origin.arrival).as_secs_f64()),
             Some(last) => metrics.inter_token.observe((now - last).as_secs_f64() / tokens as f64),
         }
     }
@@ -251,6 +261,7 @@ impl Tracker {
     /// The choice is complete.
     pub(crate) fn finish(&mut self, finish: &Finish) {
         self.ended = true;
+        self.trace(Ending::Complete(finish));
         let Finish { reason, prompt_tokens: prompt, completion_tokens: generated, timings, .. } = finish;
         let (prompt, generated) = (*prompt, *generated);
         let metrics = &self.state.metrics;
@@ -279,6 +290,7 @@ impl Tracker {
     pub(crate) fn fail(&mut self) {
         if !std::mem::replace(&mut self.ended, true) {
             self.state.metrics.ended("error");
+            self.trace(Ending::Failed);
         }
     }
 }
@@ -287,6 +299,7 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         if !self.ended {
             self.state.metrics.ended(FinishReason::Abort.as_str());
+            self.trace(Ending::Left);
         }
     }
 }

@@ -21,6 +21,7 @@ use super::middleware::RequestId;
 use super::run::Running;
 use super::script;
 use super::state::AppState;
+use super::traces::Origin;
 use super::validate::{self, chat};
 use crate::engine::FinishReason;
 use crate::llm::Finish;
@@ -47,7 +48,8 @@ pub(crate) async fn handle(
     let mut frame = Frame { id: id.text.to_string(), created, model: chat.model, fields: echo };
     frame.fields["temperature"] = json!(params.temperature);
     frame.fields["top_p"] = json!(params.top_p);
-    let running = Running::start(&state, vec![chat.request], arrival)?;
+    let origin = Origin::new(arrival, frame.id.clone(), &id);
+    let running = Running::start(&state, vec![chat.request], origin)?;
     let reader = Reader::new(&chat.meaning);
     if chat.form.stream {
         let script = stream::Events::new(state.clone(), frame, chat.meaning);

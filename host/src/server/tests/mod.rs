@@ -14,6 +14,8 @@ mod responses;
 mod scrape;
 mod structured;
 mod tools;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

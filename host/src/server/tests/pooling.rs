@@ -6,7 +6,7 @@ use super::*;
 use crate::engine::Pooling;
 use crate::llm::Matryoshka;
 
-fn pooler(pooling: Pooling) -> Pooler {
+pub(super) fn pooler(pooling: Pooling) -> Pooler {
     Pooler { pooling, normalize: true, matryoshka: Matryoshka::No, width: 3 }
 }
 

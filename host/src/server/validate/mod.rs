@@ -68,13 +68,13 @@ pub(crate) fn check_params(state: &AppState, params: &RequestParams) -> Result<(
 }
 
 /// The id to answer with: the header's, else the body's `request_id`, else the fresh one that the header step made.
-pub(crate) fn request_id(of_header: RequestId, of_body: Option<String>) -> Result<Arc<str>, ApiError> {
+pub(crate) fn request_id(of_header: &RequestId, of_body: Option<String>) -> Result<Arc<str>, ApiError> {
     match of_body {
         Some(id) if !of_header.given => match RequestId::from_client(&id) {
             Some(id) => Ok(id.text),
             None => Err(ApiError::field("request_id", "must be 1 to 128 letters, digits or any of -_.:/+=")),
         },
-        _ => Ok(of_header.text),
+        _ => Ok(of_header.text.clone()),
     }
 }
 
