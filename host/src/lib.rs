@@ -13,6 +13,8 @@ pub mod hub;
 pub mod llm;
 pub mod registry;
 pub mod server;
+#[cfg(test)]
+mod test_pages;
 pub mod text;
 pub mod transformers;
 

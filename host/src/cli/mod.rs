@@ -63,7 +63,10 @@ enum Command {
 
 /// Parses the command line and runs the command.
 pub fn run() -> anyhow::Result<()> {
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|command| command == "serve") {
+        args = foreign::spelt_out(args.into_iter());
+    }
     let mut command = Cli::command();
     let file = config::find(config::named_file(&args));
     if let Some(path) = &file {

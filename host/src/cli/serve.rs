@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::builder::BoolishValueParser;
+use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal;
 
@@ -84,6 +85,9 @@ struct ServerArgs {
     /// Let requests bring their own chat_template
     #[arg(long, env = "HOST_TRUST_REQUEST_CHAT_TEMPLATE", value_parser = BoolishValueParser::new())]
     trust_request_chat_template: bool,
+    /// What chat templates get unless a request says otherwise, such as {"enable_thinking": false} [default: nothing]
+    #[arg(long, env = "HOST_DEFAULT_CHAT_TEMPLATE_KWARGS", value_name = "JSON", value_parser = kwargs)]
+    default_chat_template_kwargs: Option<Map<String, Value>>,
     /// Seconds that running requests may take after SIGTERM or Ctrl-C
     #[arg(long, env = "HOST_SHUTDOWN_TIMEOUT", default_value_t = 30, value_name = "SECONDS")]
     shutdown_timeout: u64,
@@ -97,7 +101,13 @@ struct ServerArgs {
     #[arg(long, env = "HOST_HANG_TIMEOUT", default_value_t = 120, value_name = "SECONDS")]
     hang_timeout: u64,
     /// Seconds of silence after which a stream gets a comment, so that proxies keep it open
-    #[arg(long, env = "HOST_SSE_KEEP_ALIVE", default_value_t = 15, value_name = "SECONDS")]
+    #[arg(
+        long,
+        env = "HOST_SSE_KEEP_ALIVE",
+        alias = "sse-keep-alive-interval",
+        default_value_t = 15,
+        value_name = "SECONDS"
+    )]
     sse_keep_alive: u64,
     /// The most open connections
     #[arg(long, env = "HOST_MAX_CONNECTIONS", default_value_t = 8192, value_name = "N")]
@@ -149,6 +159,7 @@ impl Args {
             cors,
             tls: s.tls()?,
             traces: s.traces()?,
+            chat_template_kwargs: s.default_chat_template_kwargs.clone().unwrap_or_default(),
         })
     }
 }
@@ -215,6 +226,15 @@ impl ServerArgs {
             client_optional: self.ssl_cert_reqs == 1,
         };
         Ok(Some(files.load()?))
+    }
+}
+
+fn kwargs(text: &str) -> Result<Map<String, Value>, String> {
+    let kwargs: Map<String, Value> = serde_json::from_str(text)
+        .map_err(|error| format!("expected a JSON object such as {{\"enable_thinking\": false}}: {error}"))?;
+    match server::RESERVED_KWARGS.iter().find(|name| kwargs.contains_key(**name)) {
+        Some(name) => Err(format!("{name} is set by the server")),
+        None => Ok(kwargs),
     }
 }
 

@@ -68,6 +68,8 @@ pub struct ServerConfig {
     pub cors: CorsConfig,
     /// TLS; `None`: plain HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// What chat templates get unless a request says otherwise.
+    pub chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
     /// Where spans of requests go; `None`: nowhere.
     pub traces: Option<Traces>,
 }
@@ -91,6 +93,7 @@ impl Default for ServerConfig {
             hang_timeout: Duration::from_secs(120),
             cors: CorsConfig::default(),
             tls: None,
+            chat_template_kwargs: serde_json::Map::new(),
             traces: None,
         }
     }

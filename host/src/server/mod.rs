@@ -55,6 +55,7 @@ pub use parsers::{ReasoningFormat, ToolFormat};
 pub use serve::{ServerError, serve};
 pub use tls::{TlsError, TlsFiles};
 pub use traces::{Traces, TracesError};
+pub use validate::chat::RESERVED as RESERVED_KWARGS;
 
 use state::AppState;
 

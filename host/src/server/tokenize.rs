@@ -35,6 +35,7 @@ pub(crate) async fn tokenize(State(state): State<Arc<AppState>>, request: Reques
                 (prompt, raw.add_special_tokens.unwrap_or(true))
             }
             (None, Some(messages)) => {
+                validate::tools::check_all(raw.tools.as_deref().unwrap_or_default())?;
                 let template = Template {
                     add_generation_prompt: raw.add_generation_prompt,
                     continue_final_message: raw.continue_final_message.unwrap_or(false),

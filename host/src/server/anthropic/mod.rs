@@ -68,7 +68,9 @@ pub(crate) async fn messages(
     let (raw, _) = body::read::<MessagesRequest>(request, config.max_body_size, config.read_timeout).await?;
     let shared = state.clone();
     // Tools may need a grammar.
-    let chat = validate::off_loop(usize::MAX, move || chat::chat(&shared, request::as_chat(raw)?)).await?;
+    let chat =
+        validate::off_loop(usize::MAX, move || chat::chat(&shared, request::as_chat(raw)?).map_err(request::renamed))
+            .await?;
     let origin = Origin::new(arrival, format!("msg_{}", id.text), &id);
     let id = origin.id.clone();
     let running = Running::start(&state, vec![chat.request], origin)?;
@@ -102,8 +104,10 @@ pub(crate) async fn count_tokens(
     let count = validate::off_loop(size, move || {
         let raw = request::as_chat(raw.into())?;
         validate::model(&state, raw.model.as_deref())?;
+        validate::tools::check_all(raw.tools.as_deref().unwrap_or_default())?;
         let tokenizer = validate::tokenizer(&state, "counting tokens")?;
-        let text = chat::Template::of(&raw).render(&state, raw.messages)?.text;
+        let template = chat::Template::of(&raw).with_effort(raw.reasoning_effort).map_err(request::renamed)?;
+        let text = template.render(&state, raw.messages)?.text;
         tokenizer.encode(&text, false).map_err(|error| ApiError::field("messages", error.to_string()))
     });
     Ok(answer(&json!({"input_tokens": count.await?.len()})))

@@ -26,6 +26,8 @@ described! {
         pub(super) tools: Option<Vec<Value>>,
         pub(super) tool_choice: Option<Map<String, Value>>,
         pub(super) thinking: Option<Map<String, Value>>,
+        pub(super) output_config: Option<Map<String, Value>>,
+        pub(super) chat_template_kwargs: Option<Map<String, Value>>,
     }
 }
 
@@ -36,7 +38,13 @@ impl RawRequest for MessagesRequest {
         Unsupported::always("container"),
         Unsupported::unless("mcp_servers", is_empty),
         Unsupported::always("context_management"),
-        Unsupported::always("output_config"),
+        Unsupported::always("cache_salt"),
+        Unsupported::unless("watermarking", |v| v == &Value::Bool(false)),
+        Unsupported::unless("mm_payload", is_empty),
+        Unsupported::unless("return_mm_kwargs", Value::is_boolean),
+        Unsupported::unless("vllm_xargs", is_empty),
+        Unsupported::unless("kv_transfer_params", is_empty),
+        Unsupported::unless("ec_transfer_params", is_empty),
     ];
 }
 
@@ -50,6 +58,8 @@ described! {
         tools: Option<Vec<Value>>,
         tool_choice: Option<Map<String, Value>>,
         thinking: Option<Map<String, Value>>,
+        output_config: Option<Map<String, Value>>,
+        chat_template_kwargs: Option<Map<String, Value>>,
     }
 }
 
@@ -59,8 +69,10 @@ impl RawRequest for CountRequest {
 
 impl From<CountRequest> for MessagesRequest {
     fn from(raw: CountRequest) -> Self {
-        let CountRequest { model, messages, system, tools, tool_choice, thinking } = raw;
-        Self { model, messages, system, tools, tool_choice, thinking, max_tokens: Some(Int(1)), ..Self::default() }
+        let CountRequest { model, messages, system, tools, tool_choice, thinking, output_config, chat_template_kwargs } =
+            raw;
+        let asked = Self { model, messages, system, tools, tool_choice, thinking, ..Self::default() };
+        Self { output_config, chat_template_kwargs, max_tokens: Some(Int(1)), ..asked }
     }
 }
 
@@ -100,9 +112,14 @@ pub(super) fn as_chat(raw: MessagesRequest) -> Result<ChatRequest, ApiError> {
         set("tool_choice", choice);
         set("parallel_tool_calls", json!(parallel));
     }
+    let mut kwargs = raw.chat_template_kwargs.unwrap_or_default();
     if let Some(thinking) = raw.thinking {
-        set("chat_template_kwargs", json!({"enable_thinking": thinks(&thinking)?}));
+        kwargs.insert("enable_thinking".into(), json!(thinks(&thinking)?));
     }
+    set("chat_template_kwargs", Value::Object(kwargs));
+    let (effort, format) = output(raw.output_config.unwrap_or_default())?;
+    set("reasoning_effort", effort);
+    set("response_format", format);
     serde_json::from_value(Value::Object(chat)).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
@@ -236,6 +253,52 @@ fn tool_choice(choice: &Map<String, Value>) -> Result<(Value, Option<bool>), Api
     };
     let disabled = choice.get("disable_parallel_tool_use").and_then(Value::as_bool);
     Ok((chosen, disabled.map(|disabled| !disabled)))
+}
+
+/// Errors of the chat request in this API's names.
+pub(super) fn renamed(error: ApiError) -> ApiError {
+    let name = |param: &str| match param {
+        "max_completion_tokens" => Some("max_tokens"),
+        "stop" => Some("stop_sequences"),
+        "reasoning_effort" => Some("output_config.effort"),
+        "response_format" => Some("output_config.format"),
+        _ => None,
+    };
+    match error.param.as_deref().and_then(|param| Some((param.to_owned(), name(param)?))) {
+        Some((old, new)) => ApiError { message: error.message.replace(&old, new), param: Some(new.into()), ..error },
+        None => error,
+    }
+}
+
+/// `output_config`: the chat API's `reasoning_effort` and `response_format`.
+fn output(mut config: Map<String, Value>) -> Result<(Value, Value), ApiError> {
+    let effort = match config.remove("effort").unwrap_or_default() {
+        effort @ (Value::Null | Value::String(_)) => effort,
+        other => {
+            let message = format!("expected low, medium, high, xhigh or max, got {}", shorten(&other));
+            return Err(ApiError::field("output_config.effort", message));
+        }
+    };
+    let format = match config.remove("format").unwrap_or_default() {
+        Value::Null => Value::Null,
+        Value::Object(mut format) if format.get("type").and_then(Value::as_str) == Some("json_schema") => {
+            let schema = format.remove("schema").unwrap_or_default();
+            if !schema.is_object() {
+                return Err(ApiError::field("output_config.format.schema", "expected a JSON schema"));
+            }
+            json!({"type": "json_schema", "json_schema": {"name": "output", "schema": schema}})
+        }
+        other => {
+            let message = format!("expected {{\"type\": \"json_schema\", \"schema\": …}}, got {}", shorten(&other));
+            return Err(ApiError::field("output_config.format", message));
+        }
+    };
+    match config.into_iter().next() {
+        None => Ok((effort, format)),
+        Some((name, _)) => {
+            Err(ApiError::field(format!("output_config.{name}"), "is an unknown field; it has effort and format"))
+        }
+    }
 }
 
 fn thinks(thinking: &Map<String, Value>) -> Result<bool, ApiError> {

@@ -31,7 +31,7 @@ raw_request! {
 }
 
 /// Fields of the chat API that this server does not support.
-const UNSUPPORTED: [Unsupported; 34] = unsupported([
+const UNSUPPORTED: [Unsupported; 39] = unsupported([
     Unsupported::unless("functions", is_empty),
     Unsupported::unless("function_call", |v| v.as_str() == Some("none")),
     Unsupported::unless("modalities", |v| v.as_array().is_some_and(|a| a.iter().all(|m| m.as_str() == Some("text")))),

@@ -20,7 +20,7 @@ raw_request! {
     }
 }
 
-const UNSUPPORTED: [Unsupported; 26] = unsupported([
+const UNSUPPORTED: [Unsupported; 31] = unsupported([
     Unsupported::hint("suffix", is_empty, "put what precedes the gap into prompt"),
     Unsupported::hint("prompt_embeds", is_empty, "send prompt as text or token ids"),
 ]);

@@ -69,7 +69,15 @@ described! {
     }
 }
 
-const SCORES: [Unsupported; 10] = with_scores(Unsupported::unless("use_activation", |v| v == &Value::Bool(true)));
+const OF_SCORES: [Unsupported; 5] = [
+    Unsupported::unless("use_activation", |v| v == &Value::Bool(true)),
+    Unsupported::hint("max_tokens_per_query", |v| v.as_i64() == Some(0), "use truncate_prompt_tokens"),
+    Unsupported::hint("max_tokens_per_doc", |v| v.as_i64() == Some(0), "use truncate_prompt_tokens"),
+    Unsupported::hint("instruction", is_empty, "write it in front of the query"),
+    Unsupported::unless("chat_template_kwargs", is_empty),
+];
+
+const SCORES: [Unsupported; 14] = joined(&SHARED, &OF_SCORES);
 
 impl RawRequest for ScoreRequest {
     const UNSUPPORTED: &'static [Unsupported] = &SCORES;
@@ -91,29 +99,25 @@ described! {
 }
 
 /// With those of Cohere's and Jina's APIs.
-const RERANK: [Unsupported; 14] = {
-    let mut all = [Unsupported::always(""); 14];
-    let mut i = 0;
-    while i < SCORES.len() {
-        all[i] = SCORES[i];
-        i += 1;
-    }
-    all[10] = Unsupported::unless("return_documents", |v| v == &Value::Bool(true));
-    all[11] = Unsupported::hint("max_tokens_per_doc", |_| false, "use truncate_prompt_tokens");
-    all[12] = Unsupported::hint("max_chunks_per_doc", |_| false, "use truncate_prompt_tokens");
-    all[13] = Unsupported::unless("rank_fields", is_empty);
-    all
-};
+const OF_RERANK: [Unsupported; 3] = [
+    Unsupported::unless("return_documents", |v| v == &Value::Bool(true)),
+    Unsupported::hint("max_chunks_per_doc", |_| false, "use truncate_prompt_tokens"),
+    Unsupported::unless("rank_fields", is_empty),
+];
+
+const RERANK: [Unsupported; 17] = joined(&SCORES, &OF_RERANK);
 
 impl RawRequest for RerankRequest {
     const UNSUPPORTED: &'static [Unsupported] = &RERANK;
 }
 
-const fn with_scores(last: Unsupported) -> [Unsupported; 10] {
-    let mut all = [last; 10];
+/// One list behind the other.
+const fn joined<const N: usize>(first: &[Unsupported], second: &[Unsupported]) -> [Unsupported; N] {
+    assert!(first.len() + second.len() == N, "N must be the length of both lists together");
+    let mut all = [const { Unsupported::always("") }; N];
     let mut i = 0;
-    while i < SHARED.len() {
-        all[i] = SHARED[i];
+    while i < N {
+        all[i] = if i < first.len() { first[i] } else { second[i - first.len()] };
         i += 1;
     }
     all

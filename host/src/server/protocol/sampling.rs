@@ -52,6 +52,12 @@ macro_rules! shared_fields {
                     }
 
 
+                    /// Moves the shared fields in.
+                    #[allow(dead_code, reason = "only APIs that become this one have shared fields of their own")]
+                    pub(crate) fn put_shared(&mut self, shared: $crate::server::protocol::sampling::Shared) {
+                        $(self.$name = shared.$name;)*
+                    }
+
                     /// Moves the shared fields out.
                     pub(crate) fn take_shared(&mut self) -> $crate::server::protocol::sampling::Shared {
                         $crate::server::protocol::sampling::Shared {
@@ -122,7 +128,7 @@ pub(crate) fn is_label(value: &Value) -> bool {
 const STRUCTURED: &str = "use structured_outputs, which takes its place";
 
 /// What both APIs know and this server does not do, with the values that ask for nothing.
-pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 24] = [
+pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 29] = [
     Unsupported::unless("best_of", |v| v.as_i64() == Some(1)),
     Unsupported::unless("use_beam_search", |v| v == &Value::Bool(false)),
     Unsupported::unless("length_penalty", |v| v.as_f64() == Some(1.0)),
@@ -147,6 +153,12 @@ pub(crate) const SHARED_UNSUPPORTED: [Unsupported; 24] = [
     Unsupported::unless("prompt_cache_key", is_label),
     Unsupported::always("prompt_cache_retention"),
     Unsupported::unless("media_io_kwargs", is_empty),
+    Unsupported::unless("watermarking", |v| v == &Value::Bool(false)),
+    Unsupported::unless("session_id", Value::is_string),
+    Unsupported::unless("routed_experts_prompt_start", |v| v.as_i64() == Some(0)),
+    Unsupported::unless("mm_payload", is_empty),
+    // About images in what /render answers.
+    Unsupported::unless("return_mm_kwargs", Value::is_boolean),
 ];
 
 /// The shared list with an API's own entries behind it.

@@ -45,7 +45,8 @@ pub(crate) async fn handle(
     .await?;
     let params = &chat.request.params;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let mut frame = Frame { id: id.text.to_string(), created, model: chat.model, fields: echo };
+    let shown = validate::request_id(&id, chat.request_id)?;
+    let mut frame = Frame { id: shown.to_string(), created, model: chat.model, fields: echo };
     frame.fields["temperature"] = json!(params.temperature);
     frame.fields["top_p"] = json!(params.top_p);
     let origin = Origin::new(arrival, frame.id.clone(), &id);

@@ -1,14 +1,16 @@
 //! Requests of the Responses API as chat requests. What has no counterpart is refused by name.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::server::error::ApiError;
 use crate::server::protocol::chat::ChatRequest;
-use crate::server::protocol::common::Int;
+use crate::server::protocol::common::{Int, Num, OneOrMany, TokenId};
 use crate::server::protocol::describe::described;
 use crate::server::protocol::fields::{RawRequest, Unsupported, shorten};
-use crate::server::protocol::sampling::is_empty;
+use crate::server::protocol::sampling::{Shared, is_empty};
 
 described! {
     /// `/v1/responses` as sent.
@@ -28,6 +30,23 @@ described! {
         reasoning: Option<Map<String, Value>>,
         metadata: Option<Map<String, Value>>,
         user: Option<String>,
+        top_k: Option<Int>,
+        min_p: Option<Num>,
+        presence_penalty: Option<Num>,
+        frequency_penalty: Option<Num>,
+        repetition_penalty: Option<Num>,
+        logit_bias: Option<BTreeMap<String, Num>>,
+        seed: Option<Int>,
+        stop: Option<OneOrMany>,
+        stop_token_ids: Option<Vec<TokenId>>,
+        ignore_eos: Option<bool>,
+        skip_special_tokens: Option<bool>,
+        include_stop_str_in_output: Option<bool>,
+        structured_outputs: Option<Map<String, Value>>,
+        include_reasoning: Option<bool>,
+        chat_template_kwargs: Option<Map<String, Value>>,
+        priority: Option<Int>,
+        request_id: Option<String>,
     }
 }
 
@@ -45,7 +64,19 @@ impl RawRequest for ResponsesRequest {
         Unsupported::unless("safety_identifier", Value::is_string),
         Unsupported::unless("stream_options", is_empty),
         Unsupported::always("max_tool_calls"),
-        Unsupported::always("prompt"),
+        Unsupported::hint("prompt", |_| false, "send what it stands for as input"),
+        Unsupported::always("cache_salt"),
+        Unsupported::hint("previous_input_messages", is_empty, "send the whole conversation as input"),
+        Unsupported::unless("enable_response_messages", |v| v == &Value::Bool(false)),
+        Unsupported::unless("watermarking", |v| v == &Value::Bool(false)),
+        Unsupported::unless("session_id", Value::is_string),
+        Unsupported::unless("media_io_kwargs", is_empty),
+        Unsupported::unless("mm_processor_kwargs", is_empty),
+        Unsupported::unless("mm_payload", is_empty),
+        Unsupported::unless("return_mm_kwargs", Value::is_boolean),
+        Unsupported::unless("vllm_xargs", is_empty),
+        Unsupported::unless("kv_transfer_params", is_empty),
+        Unsupported::unless("ec_transfer_params", is_empty),
     ];
 }
 
@@ -111,7 +142,29 @@ pub(super) fn as_chat(raw: ResponsesRequest) -> Result<(ChatRequest, Value), Api
         let idle = echo["tools"] == json!([]) && choice == json!("auto");
         set("tool_choice", if idle { Value::Null } else { choice });
     }
-    let chat = serde_json::from_value(Value::Object(chat)).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let mut chat: ChatRequest =
+        serde_json::from_value(Value::Object(chat)).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let shared = Shared {
+        top_k: raw.top_k,
+        min_p: raw.min_p,
+        presence_penalty: raw.presence_penalty,
+        frequency_penalty: raw.frequency_penalty,
+        repetition_penalty: raw.repetition_penalty,
+        logit_bias: raw.logit_bias,
+        seed: raw.seed,
+        stop: raw.stop,
+        stop_token_ids: raw.stop_token_ids,
+        ignore_eos: raw.ignore_eos,
+        skip_special_tokens: raw.skip_special_tokens,
+        include_stop_str_in_output: raw.include_stop_str_in_output,
+        structured_outputs: raw.structured_outputs,
+        priority: raw.priority,
+        request_id: raw.request_id,
+        ..chat.take_shared()
+    };
+    chat.put_shared(shared);
+    chat.include_reasoning = raw.include_reasoning;
+    chat.chat_template_kwargs = raw.chat_template_kwargs;
     Ok((chat, echo))
 }
 

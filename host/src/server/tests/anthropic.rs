@@ -183,3 +183,24 @@ async fn errors_have_anthropics_form() {
     body["model"] = json!("nope");
     assert_eq!(post(body).await.json()["error"]["type"], "not_found_error");
 }
+
+#[tokio::test]
+async fn an_output_format_holds() {
+    let server = Server::start().await;
+    let schema = json!({"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": false,
+                        "x-guidance": {"whitespace_flexible": false}});
+    let body = |config: Value| json!({"model": "copy", "max_tokens": 60, "messages": [{"role": "user", "content": "x"}], "output_config": config});
+    let format = json!({"format": {"type": "json_schema", "schema": schema}, "effort": "low"});
+    let answer = server.ok("/v1/messages", body(format)).await;
+    let text = answer["content"][0]["text"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(text).unwrap(), json!({"a": 1}));
+    for (config, word) in [
+        (json!({"effort": "most"}), "output_config.effort"),
+        (json!({"format": {"type": "json"}}), "output_config.format"),
+        (json!({"style": 1}), "output_config.style"),
+    ] {
+        let reply = server.post("/v1/messages", body(config)).await;
+        assert_eq!(reply.status, 400);
+        assert!(reply.json()["error"]["message"].as_str().unwrap().contains(word), "{}", reply.text());
+    }
+}

@@ -156,3 +156,15 @@ async fn tokenize_and_back() {
     server.refused("/detokenize", json!({"tokens": [1, 9999]}), 400, Some("tokens[1]")).await;
     server.refused("/detokenize", json!({"tokens": [1, -9]}), 400, Some("tokens[1]")).await;
 }
+
+#[tokio::test]
+async fn the_template_has_the_servers_defaults_unless_the_request_says_otherwise() {
+    let defaults = serde_json::from_value(json!({"shout": true})).unwrap();
+    let config = ServerConfig { chat_template_kwargs: defaults, ..Setup::default().config };
+    let server = Setup { config, ..Setup::default() }.start().await;
+    let mut body = json!({"messages": [{"role": "user", "content": "a"}]});
+    let prompt = async |body: &Value| server.ok("/tokenize", body.clone()).await["count"].as_u64().unwrap();
+    let with = prompt(&body).await;
+    body["chat_template_kwargs"] = json!({"shout": false});
+    assert_eq!(prompt(&body).await, with - 1);
+}

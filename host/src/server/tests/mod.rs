@@ -3,6 +3,7 @@
 
 mod anthropic;
 mod chat;
+mod compatibility;
 mod completions;
 mod guard;
 mod http;

@@ -145,3 +145,18 @@ async fn what_has_no_counterpart_is_refused() {
                           "tool_choice": "auto", "tools": [], "reasoning": {"effort": null}, "user": "u"});
     assert_eq!(server.ok(PATH, harmless).await["metadata"], json!({"a": "b"}));
 }
+
+#[tokio::test]
+async fn vllms_sampling_fields_have_their_effect() {
+    let server = Server::start().await;
+    let text = |answer: &Value| answer["output"][0]["content"][0]["text"].as_str().unwrap_or_default().to_owned();
+    let plain = server.ok("/v1/responses", json!({"input": "abc", "temperature": 0})).await;
+    assert!(text(&plain).contains("abc"));
+    let cut = server.ok("/v1/responses", json!({"input": "abc", "temperature": 0, "stop": ["c"]})).await;
+    assert!(!text(&cut).is_empty() && !text(&cut).contains('c'), "{cut}");
+    let body = json!({"input": "abc", "structured_outputs": {"choice": ["left"]}, "request_id": "mine"});
+    let chosen = server.ok("/v1/responses", body).await;
+    assert_eq!(text(&chosen), "left");
+    assert!(chosen["id"].as_str().unwrap().contains("mine"));
+    server.refused("/v1/responses", json!({"input": "a", "top_k": -5}), 400, Some("top_k")).await;
+}

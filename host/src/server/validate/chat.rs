@@ -80,7 +80,7 @@ pub(crate) fn chat(state: &AppState, mut raw: ChatRequest) -> Result<Chat, ApiEr
     params.grammar = structure.map(|asked| structured::compile(state, &asked)).transpose()?;
     let truncation = Truncation::new(&shared, state.llm.info().max_model_len)?;
     let mut template = Template { tools: offer.tools, ..Template::of(&raw) };
-    template.kwargs = with_effort(template.kwargs, raw.reasoning_effort)?;
+    template = template.with_effort(raw.reasoning_effort)?;
     let own_template = template.chat_template.clone();
     let Rendered { text, last } = template.render(state, raw.messages)?;
     let reasoning = formats::reasoning(state, own_template.as_deref(), &text);
@@ -161,9 +161,14 @@ pub(crate) struct Last {
 }
 
 /// Names that a template gets from the server itself.
-const RESERVED: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documents"];
+pub const RESERVED: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documents"];
 
 impl Template {
+    /// With `reasoning_effort` among the names that the template knows.
+    pub(crate) fn with_effort(self, effort: Option<String>) -> Result<Self, ApiError> {
+        Ok(Self { kwargs: with_effort(self.kwargs, effort)?, ..self })
+    }
+
     /// What a chat request asks of the template, for those who want the prompt alone.
     pub(crate) fn of(raw: &ChatRequest) -> Self {
         Self {
@@ -190,6 +195,9 @@ impl Template {
         if let Some(name) = RESERVED.iter().find(|name| self.kwargs.contains_key(**name)) {
             let path = format!("chat_template_kwargs.{name}");
             return Err(ApiError::field(path, "is set by the server; use the request's own field"));
+        }
+        for (name, value) in &state.config.chat_template_kwargs {
+            self.kwargs.entry(name).or_insert_with(|| value.clone());
         }
         if let Some(documents) = self.documents.take() {
             let documents = documents.into_iter().map(Value::Object).collect();

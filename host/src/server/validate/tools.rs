@@ -31,9 +31,7 @@ pub(crate) fn offer(
     structured: bool,
 ) -> Result<Offer, ApiError> {
     let tools = tools.unwrap_or_default();
-    for (index, tool) in tools.iter().enumerate() {
-        check(&format!("tools[{index}]"), tool)?;
-    }
+    check_all(&tools)?;
     let single = parallel == Some(false);
     let choice = Choice::new(choice, &tools)?;
     if structured && matches!(choice, Choice::Required | Choice::Named(_)) {
@@ -69,6 +67,11 @@ pub(crate) fn offer(
     };
     let tools = (!tools.is_empty()).then_some(Value::Array(tools));
     Ok(Offer { tools, calls, schemas, structure, single })
+}
+
+/// Checks that each is a tool, for the template.
+pub(crate) fn check_all(tools: &[Value]) -> Result<(), ApiError> {
+    tools.iter().enumerate().try_for_each(|(index, tool)| check(&format!("tools[{index}]"), tool))
 }
 
 #[derive(Debug, PartialEq)]
