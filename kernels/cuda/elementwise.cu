@@ -128,6 +128,12 @@ extern "C" __global__ void compare_i64(int op, OPERAND(i64, a), OPERAND(i64, b),
 }
 EXPORT(compare_i64);
 
+extern "C" __global__ void compare_bool(int op, OPERAND(u8, a), OPERAND(u8, b), u8* out, i64 out_stride, int cols) {
+    ELEMENT()
+    out[row * out_stride + column] = compare<u8>(op, AT(a), AT(b));
+}
+EXPORT(compare_bool);
+
 // 60: not a; 61: a and b; 62: a or b. For `not`, b is a.
 extern "C" __global__ void logic(int op, OPERAND(u8, a), OPERAND(u8, b), u8* out, i64 out_stride, int cols) {
     ELEMENT()
@@ -149,6 +155,13 @@ extern "C" __global__ void select_i64(OPERAND(u8, which), OPERAND(i64, a), OPERA
     out[row * out_stride + column] = AT(which) ? AT(a) : AT(b);
 }
 EXPORT(select_i64);
+
+extern "C" __global__ void select_bool(OPERAND(u8, which), OPERAND(u8, a), OPERAND(u8, b), u8* out, i64 out_stride,
+                                       int cols) {
+    ELEMENT()
+    out[row * out_stride + column] = AT(which) ? AT(a) : AT(b);
+}
+EXPORT(select_bool);
 
 extern "C" __global__ void cast_i64_f32(OPERAND(i64, a), float* out, i64 out_stride, int cols) {
     ELEMENT()
@@ -177,3 +190,15 @@ extern "C" __global__ void cast_bool_i64(OPERAND(u8, a), i64* out, i64 out_strid
     out[row * out_stride + column] = AT(a) ? 1 : 0;
 }
 EXPORT(cast_bool_i64);
+
+extern "C" __global__ void cast_f32_bool(OPERAND(float, a), u8* out, i64 out_stride, int cols) {
+    ELEMENT()
+    out[row * out_stride + column] = AT(a) != 0.0f;
+}
+EXPORT(cast_f32_bool);
+
+extern "C" __global__ void cast_i64_bool(OPERAND(i64, a), u8* out, i64 out_stride, int cols) {
+    ELEMENT()
+    out[row * out_stride + column] = AT(a) != 0;
+}
+EXPORT(cast_i64_bool);

@@ -83,17 +83,6 @@ fn emulated(folder: &Path, model_impl: &str, worker: &str) -> LlmOptions {
     options
 }
 
-/// Why one entry is not loaded onto the emulated CUDA device.
-pub fn refused_emulated(name: &str, model_impl: &str, worker: &str) -> String {
-    let entry = zoo::entry(name).expect("is in the zoo");
-    let dir = tempfile::tempdir().expect("a folder");
-    let folder = entry.materialize(dir.path()).expect("materialises");
-    match Llm::load(&emulated(&folder, model_impl, worker)) {
-        Ok(_) => panic!("{name} is loaded"),
-        Err(e) => e.to_string(),
-    }
-}
-
 /// One entry on the emulated CUDA device, through the whole library: torch's ids, and the same bits for prompts alone, all
 /// at once, in chunks of 3, and from the prefix cache.
 pub fn check_emulated(name: &str, model_impl: &'static str, worker: &str) {

@@ -132,9 +132,9 @@ pub(super) enum Way {
 
 pub(super) const WAYS: [Way; 4] = [Way::Alone, Way::Together, Way::Chunks(1), Way::Chunks(3)];
 
-/// The logits of every position of every sequence, by the CPU executor.
-pub(super) fn by_cpu(
-    executor: &mut CpuExecutor,
+/// The logits of every position of every sequence, by an executor.
+pub(super) fn by_executor(
+    executor: &mut dyn Executor,
     seqs: &[Vec<u32>],
     way: Way,
     seed: u64,
@@ -192,10 +192,21 @@ pub(super) fn check_executor(
     (options, tolerance): (&CpuOptions, f32),
     seqs: &[Vec<u32>],
 ) -> Result<(), ExecError> {
-    let mut executor = CpuExecutor::new(graph, weights, options)?;
+    check_any(what, graph, weights, (&mut CpuExecutor::new(graph, weights, options)?, tolerance), seqs);
+    Ok(())
+}
+
+/// As [`check_executor`], for an executor that is ready.
+pub(super) fn check_any(
+    what: &str,
+    graph: &Graph,
+    weights: &Weights,
+    (executor, tolerance): (&mut dyn Executor, f32),
+    seqs: &[Vec<u32>],
+) {
     let mut first: Option<Vec<Vec<f32>>> = None;
     for (i, way) in WAYS.into_iter().enumerate() {
-        let got = by_cpu(&mut executor, seqs, way, i as u64).unwrap_or_else(|e| panic!("{what}, {way:?}: {e}"));
+        let got = by_executor(executor, seqs, way, i as u64).unwrap_or_else(|e| panic!("{what}, {way:?}: {e}"));
         match &first {
             None => {
                 for (tokens, got) in seqs.iter().zip(&got) {
@@ -223,7 +234,6 @@ pub(super) fn check_executor(
     };
     let none = executor.execute(&Step { seqs: &[seq] }).unwrap_or_else(|e| panic!("{what}, no rows: {e}"));
     assert_eq!(none, [0f32; 0], "{what}");
-    Ok(())
 }
 
 /// Within `tolerance` of the largest magnitude of the expected values (or 1); NaN and infinities alike.

@@ -4,6 +4,7 @@
 mod answers;
 #[path = "../plugins/build.rs"]
 mod build;
+mod device;
 mod http;
 mod load;
 mod models;

@@ -28,12 +28,16 @@ enum Function {
     Int2(fn(i64, i64) -> Result<i64, String>),
     CompareFloat(fn(f32, f32) -> bool),
     CompareInt(fn(i64, i64) -> bool),
+    CompareBool(fn(bool, bool) -> bool),
     SelectFloat,
     SelectInt,
+    SelectBool,
     IntToFloat,
     FloatToInt,
     BoolToFloat,
     BoolToInt,
+    FloatToBool,
+    IntToBool,
     Not,
     And,
     Or,
@@ -54,6 +58,9 @@ fn function(op: &Op, input: Elem, output: Elem) -> Option<Function> {
     Some(match (op, input, output) {
         (Op::Select, _, Elem::F32) => Function::SelectFloat,
         (Op::Select, _, Elem::I64) => Function::SelectInt,
+        (Op::Select, _, Elem::Bool) => Function::SelectBool,
+        (Op::Cast { dtype: DType::Bool }, Elem::F32, Elem::Bool) => Function::FloatToBool,
+        (Op::Cast { dtype: DType::Bool }, Elem::I64, Elem::Bool) => Function::IntToBool,
         (Op::Cast { dtype }, Elem::I64, Elem::F32) if dtype.is_float() => Function::IntToFloat,
         (Op::Cast { dtype: DType::I64 }, Elem::F32, Elem::I64) => Function::FloatToInt,
         (Op::Cast { dtype }, Elem::Bool, Elem::F32) if dtype.is_float() => Function::BoolToFloat,
@@ -71,6 +78,7 @@ fn function(op: &Op, input: Elem, output: Elem) -> Option<Function> {
         },
         (_, Elem::F32, Elem::Bool) => Function::CompareFloat(f::comparison(op)?),
         (_, Elem::I64, Elem::Bool) => Function::CompareInt(f::comparison(op)?),
+        (_, Elem::Bool, Elem::Bool) => Function::CompareBool(f::comparison(op)?),
         _ => return None,
     })
 }
@@ -187,6 +195,10 @@ impl Kernel {
                             let (a, b) = (read.i64(0, r, c), read.i64(1, r, c));
                             g(a.ok_or_else(mismatch)?, b.ok_or_else(mismatch)?)
                         }
+                        Function::CompareBool(g) => g(bools(0)?, bools(1)?),
+                        Function::SelectBool => bools(if bools(0)? { 1 } else { 2 })?,
+                        Function::FloatToBool => read.f32(0, r, c).ok_or_else(mismatch)? != 0.0,
+                        Function::IntToBool => read.i64(0, r, c).ok_or_else(mismatch)? != 0,
                         Function::Not => !bools(0)?,
                         Function::And => bools(0)? && bools(1)?,
                         Function::Or => bools(0)? || bools(1)?,

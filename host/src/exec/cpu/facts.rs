@@ -143,7 +143,7 @@ pub(super) fn is_view(graph: &Graph, node: &Node) -> bool {
     let from = graph.ty(x);
     match &node.op {
         Op::Reshape { .. } => from.shape.0.first() == node.ty.shape.0.first(),
-        Op::Cast { dtype } => dtype.is_float() && from.dtype.is_float(),
+        Op::Cast { dtype } => *dtype == from.dtype || (dtype.is_float() && from.dtype.is_float()),
         Op::Slice { axis, step: 1, .. } => *axis >= 1 && from.shape.0[1..*axis].iter().all(Dim::is_one),
         _ => false,
     }

@@ -120,7 +120,7 @@ impl CudaExecutor {
             },
             Call::Elementwise { op, inputs, out, .. } => self.elementwise(index, op, inputs, out),
             Call::Rows { inputs, out, .. } => self.along(index, inputs, out),
-            Call::Reference { op, .. } => Err(ExecError::Failed(format!("the device has no kernel for `{op}`"))),
+            Call::Reference { inputs, out, .. } => self.general(index, inputs, out),
         }
     }
 

@@ -1,8 +1,8 @@
 //! The CUDA executor: runs the same [`Plan`] as the CPU executor on a device, real or emulated.
 //!
 //! It decides nothing about requests and knows no architecture; it plans nothing either, the plan is that of `exec::cpu`.
-//! `weights` copies what does not depend on the step to the device, `primitives` makes calls without a kernel of their own
-//! ready, `calls` launches, this file keeps the rest: buffers, the KV pool, running states, the step. A plan with a call
+//! `weights` copies what does not depend on the step to the device, `primitives` and `general` make calls without a kernel of their
+//! own ready, `calls` launches, this file keeps the rest: buffers, the KV pool, running states, the step. A plan with a call
 //! that the device cannot run is refused when it is prepared, with the op's name. Called by the engine through
 //! [`Executor`], and by `llm`.
 //!
@@ -10,6 +10,7 @@
 //! the kernels keep one order of summation per output.
 
 mod calls;
+mod general;
 mod primitives;
 mod weights;
 
@@ -74,10 +75,10 @@ impl From<CudaError> for ExecError {
     }
 }
 
-/// Why the device cannot run this plan: the first op that it has no kernel for.
+/// Why the device cannot run this plan: the first call that it cannot compute.
 pub fn unsupported(plan: &Plan) -> Option<String> {
     plan.calls.iter().find_map(|call| match call {
-        Call::Reference { op, .. } => Some(format!("the CUDA executor has no kernel for `{op}`")),
+        Call::Reference { op, inputs, .. } => general::unsupported(op, inputs),
         Call::Attention { state, .. } if plan.states[*state].value_dim > 512 => {
             let wide = plan.states[*state].value_dim;
             Some(format!("the CUDA executor's attention takes values of at most 512 elements, not {wide}"))

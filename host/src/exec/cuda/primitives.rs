@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use kernels::cuda::{
     self, Columns, Cuda, Element, ElementOp, ExpertPart, ExpertWeights, Fold, LaneShape, Memory, Moves,
-    Operand as DeviceOperand, Scatter,
+    Operand as DeviceOperand, Products, Scatter,
 };
 use plugin_api::{DType, Op};
 
 use super::calls::unprepared;
+use super::general;
 use super::weights::DeviceStatic;
 use super::{CudaExecutor, DeviceView};
 use crate::exec::ExecError;
@@ -26,6 +27,12 @@ pub(super) enum Prepared {
     Elementwise(Vec<Option<Arc<Columns>>>),
     /// Along an axis; as many elements on the axis of the result, or of the index.
     Along { lane: Lane, shape: LaneShape, out_n: usize },
+    /// Places of lanes in order, and how many: `outer`, `n`, `k`.
+    Sort { descending: bool, shape: [usize; 3] },
+    /// Rows of a table, as many elements each.
+    Take { inner: usize },
+    /// Products of matrices within rows.
+    Matmul(Products),
     /// Columns moved; and room for the addresses of the operands.
     Move(Moves, Memory),
     /// Weights by expert.
@@ -54,16 +61,10 @@ pub(super) fn prepare_all(cuda: &Cuda, plan: &Plan, statics: &[DeviceStatic]) ->
                 Prepared::Elementwise(inputs.iter().map(&mut one).collect::<Result<_, _>>()?)
             }
             Call::Rows { op, inputs, dims, .. } => match rows::Kernel::new(op, inputs, dims)? {
-                rows::Kernel::Lanes { op: lane, outer, n, inner, out_n } => {
-                    Prepared::Along { lane, shape: LaneShape { outer, n, inner }, out_n }
-                }
-                rows::Kernel::Move(pieces) => {
-                    let column = |p: &rows::Piece, i: u32| (p.operand, p.at + if p.moves { i } else { 0 });
-                    let columns: Vec<(u32, u32)> =
-                        pieces.iter().flat_map(|p| (0..p.len).map(move |i| column(p, i))).collect();
-                    Prepared::Move(Moves::new(cuda, &columns)?, cuda.allocate(16 * inputs.len())?)
-                }
+                rows::Kernel::Lanes { op, outer, n, inner, out_n } => along_axis(op, [outer, n, inner], out_n),
+                rows::Kernel::Move(pieces) => moved(cuda, &pieces, inputs.len())?,
             },
+            Call::Reference { op, inputs, dims, .. } => general::prepare(cuda, op, inputs, dims)?,
             Call::GroupedLinear { x, ids, per_choice, experts, .. } => {
                 let k = if *per_choice { x.cols / ids.cols.max(1) } else { x.cols };
                 let part = |p: &crate::exec::cpu::ExpertPart| {
@@ -77,6 +78,16 @@ pub(super) fn prepare_all(cuda: &Cuda, plan: &Plan, statics: &[DeviceStatic]) ->
         });
     }
     Ok(prepared)
+}
+
+pub(super) fn along_axis(lane: Lane, [outer, n, inner]: [usize; 3], out_n: usize) -> Prepared {
+    Prepared::Along { lane, shape: LaneShape { outer, n, inner }, out_n }
+}
+
+pub(super) fn moved(cuda: &Cuda, pieces: &[rows::Piece], operands: usize) -> Result<Prepared, ExecError> {
+    let column = |p: &rows::Piece, i: u32| (p.operand, p.at + if p.moves { i } else { 0 });
+    let columns: Vec<(u32, u32)> = pieces.iter().flat_map(|p| (0..p.len).map(move |i| column(p, i))).collect();
+    Ok(Prepared::Move(Moves::new(cuda, &columns)?, cuda.allocate(16 * operands)?))
 }
 
 fn element_op(op: &Op) -> Option<ElementOp> {
@@ -119,7 +130,7 @@ fn element_op(op: &Op) -> Option<ElementOp> {
 }
 
 impl CudaExecutor {
-    fn elem(&self, operand: &Operand) -> Elem {
+    pub(super) fn elem(&self, operand: &Operand) -> Elem {
         match operand {
             Operand::View(v, _) => v.elem,
             Operand::Static(id, _) => self.fixed(*id).elem,
@@ -127,7 +138,7 @@ impl CudaExecutor {
     }
 
     /// The values of an operand, of this type.
-    fn operand<E: Element>(&self, operand: &Operand, elem: Elem) -> Result<DeviceView<'_, E>, ExecError> {
+    pub(super) fn operand<E: Element>(&self, operand: &Operand, elem: Elem) -> Result<DeviceView<'_, E>, ExecError> {
         match operand {
             Operand::View(v, _) => self.typed(v, elem),
             Operand::Static(id, _) if self.fixed(*id).elem == elem => {
@@ -162,6 +173,9 @@ impl CudaExecutor {
             (Op::Select, ..) if output == I64 => {
                 cuda::select::<i64>(cuda, at!(0, Bool), at!(1, I64), at!(2, I64), to!(I64))?;
             }
+            (Op::Select, ..) => cuda::select::<u8>(cuda, at!(0, Bool), at!(1, Bool), at!(2, Bool), to!(Bool))?,
+            (Op::Cast { dtype: DType::Bool }, _, F32, Bool) => cuda::cast::<f32, u8>(cuda, at!(0, F32), to!(Bool))?,
+            (Op::Cast { dtype: DType::Bool }, _, I64, Bool) => cuda::cast::<i64, u8>(cuda, at!(0, I64), to!(Bool))?,
             (Op::Cast { dtype }, _, I64, F32) if dtype.is_float() => {
                 cuda::cast::<i64, f32>(cuda, at!(0, I64), to!(F32))?;
             }
@@ -180,6 +194,7 @@ impl CudaExecutor {
             (_, Some(op), I64, I64) => cuda::zip::<i64>(cuda, op, at!(0, I64), at!(1, I64), to!(I64), faults)?,
             (_, Some(op), F32, Bool) => cuda::compare::<f32>(cuda, op, at!(0, F32), at!(1, F32), to!(Bool))?,
             (_, Some(op), I64, Bool) => cuda::compare::<i64>(cuda, op, at!(0, I64), at!(1, I64), to!(Bool))?,
+            (_, Some(op), Bool, Bool) => cuda::compare::<u8>(cuda, op, at!(0, Bool), at!(1, Bool), to!(Bool))?,
             _ => return Err(ExecError::Failed(format!("the device has no kernel for `{op}` of these types"))),
         }
         Ok(())

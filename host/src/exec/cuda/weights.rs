@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kernels::cpu::{Cpu, WeightRef};
-use kernels::cuda::{Cuda, CudaError, Memory, Vector, Weight, WeightType};
+use kernels::cuda::{Cuda, CudaError, Element, Memory, Vector, Weight, WeightType};
 use plugin_api::Graph;
 
 use crate::exec::cpu::precision::Precision;
@@ -37,12 +37,17 @@ impl DeviceStatic {
         self.dtype
     }
 
-    /// As plain floats.
-    pub(super) fn values(&self) -> Result<Vector<'_, f32>, ExecError> {
-        if self.elem != Elem::F32 || self.dtype != WeightType::F32 {
-            return Err(ExecError::Failed("the plan reads a static value as f32 that is not".into()));
+    /// As elements of this type.
+    pub(super) fn elements<E: Element>(&self, elem: Elem) -> Result<Vector<'_, E>, ExecError> {
+        if self.elem != elem || self.dtype != WeightType::F32 {
+            return Err(ExecError::Failed("the plan reads a static value as another type".into()));
         }
         Ok(Vector::first(&self.memory, self.len)?)
+    }
+
+    /// As plain floats.
+    pub(super) fn values(&self) -> Result<Vector<'_, f32>, ExecError> {
+        self.elements(Elem::F32)
     }
 }
 

@@ -94,21 +94,39 @@ pub enum ElementOp {
     Or = 62,
 }
 
+/// Elements that are compared and chosen among: `f32`, `i64`, and truth values as `u8`.
+pub trait Ordered: Element {
+    /// Names of `compare` and `select`.
+    const COMPARED: [&'static str; 2];
+}
+
+impl Ordered for f32 {
+    const COMPARED: [&'static str; 2] = ["compare_f32", "select_f32"];
+}
+
+impl Ordered for i64 {
+    const COMPARED: [&'static str; 2] = ["compare_i64", "select_i64"];
+}
+
+impl Ordered for u8 {
+    const COMPARED: [&'static str; 2] = ["compare_bool", "select_bool"];
+}
+
 /// Elements of arithmetic: `f32` and `i64`.
 pub trait Number: Element {
-    /// Names of `map`, `zip`, `compare` and `select`.
-    const KERNELS: [&'static str; 4];
+    /// Names of `map` and `zip`.
+    const KERNELS: [&'static str; 2];
     /// Whether it is an integer.
     const INTEGER: bool;
 }
 
 impl Number for f32 {
-    const KERNELS: [&'static str; 4] = ["map_f32", "zip_f32", "compare_f32", "select_f32"];
+    const KERNELS: [&'static str; 2] = ["map_f32", "zip_f32"];
     const INTEGER: bool = false;
 }
 
 impl Number for i64 {
-    const KERNELS: [&'static str; 4] = ["map_i64", "zip_i64", "compare_i64", "select_i64"];
+    const KERNELS: [&'static str; 2] = ["map_i64", "zip_i64"];
     const INTEGER: bool = true;
 }
 
@@ -150,7 +168,7 @@ pub fn zip<E: Number>(
 }
 
 /// `out = op(a, b)`, for comparisons.
-pub fn compare<E: Number>(
+pub fn compare<E: Ordered>(
     cuda: &Cuda,
     op: ElementOp,
     a: Operand<'_, E>,
@@ -159,7 +177,7 @@ pub fn compare<E: Number>(
 ) -> Result<(), CudaError> {
     let op = known(op, ElementOp::Eq, ElementOp::Ge, false)?;
     let args = b.push(a.push(Args::default().int(op), "a", &out)?, "b", &out)?;
-    run(cuda, E::KERNELS[2], push(args, &out).int(int("out.cols", out.cols)?), &out)
+    run(cuda, E::COMPARED[0], push(args, &out).int(int("out.cols", out.cols)?), &out)
 }
 
 /// `out = op(a, b)` of truth values; `Not` takes `a` twice.
@@ -176,7 +194,7 @@ pub fn logic(
 }
 
 /// `out = which ? a : b`
-pub fn select<E: Number>(
+pub fn select<E: Ordered>(
     cuda: &Cuda,
     which: Operand<'_, u8>,
     a: Operand<'_, E>,
@@ -184,7 +202,7 @@ pub fn select<E: Number>(
     out: View<'_, E>,
 ) -> Result<(), CudaError> {
     let args = b.push(a.push(which.push(Args::default(), "which", &out)?, "a", &out)?, "b", &out)?;
-    run(cuda, E::KERNELS[3], push(args, &out).int(int("out.cols", out.cols)?), &out)
+    run(cuda, E::COMPARED[1], push(args, &out).int(int("out.cols", out.cols)?), &out)
 }
 
 /// Pairs of types between which [`cast`] goes.
@@ -205,8 +223,14 @@ impl CastTo<f32> for u8 {
 impl CastTo<i64> for u8 {
     const KERNEL: &'static str = "cast_bool_i64";
 }
+impl CastTo<u8> for f32 {
+    const KERNEL: &'static str = "cast_f32_bool";
+}
+impl CastTo<u8> for i64 {
+    const KERNEL: &'static str = "cast_i64_bool";
+}
 
-/// `out = a` as another type; floats are rounded towards zero.
+/// `out = a` as another type; what is not 0 is true, floats are rounded towards zero.
 pub fn cast<E: CastTo<O>, O: Element>(cuda: &Cuda, a: Operand<'_, E>, out: View<'_, O>) -> Result<(), CudaError> {
     let args = push(a.push(Args::default(), "a", &out)?, &out).int(int("out.cols", out.cols)?);
     run(cuda, E::KERNEL, args, &out)

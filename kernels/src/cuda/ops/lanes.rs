@@ -57,7 +57,7 @@ pub fn fold<E: super::elementwise::Number>(
     x: View<'_, E>,
     out: View<'_, E>,
 ) -> Result<(), CudaError> {
-    if shape.n == 0 || (what == Fold::Argmax && !E::INTEGER) {
+    if (shape.n == 0 && !matches!(what, Fold::Sum | Fold::Cumsum)) || (what == Fold::Argmax && !E::INTEGER) {
         return Err(option("shape.n", shape.n, "the axis has elements, and argmax is of integers"));
     }
     x.check_shape("x", out.rows, shape.elements(shape.n))?;
@@ -75,6 +75,97 @@ pub fn top_k(cuda: &Cuda, k: usize, shape: LaneShape, x: View<'_, f32>, out: Vie
     out.check_out("out", out.rows, shape.elements(k))?;
     let args = push(shape.push(push(Args::default(), &x))?.int(k as i32), &out);
     shape.launch(cuda, "top_k", out.rows, args)
+}
+
+/// The places of the first `k` of each of `outer` lanes of `n` elements in ascending or descending order, ties by place;
+/// NaN is larger than all. Costs `n` comparisons for each element: for few or for all of them, see [`top_k`].
+pub fn sort<E: super::elementwise::Number>(
+    cuda: &Cuda,
+    descending: bool,
+    [outer, n, k]: [usize; 3],
+    x: View<'_, E>,
+    out: View<'_, i64>,
+) -> Result<(), CudaError> {
+    if k > n {
+        return Err(option("k", k, "must be at most the elements of the axis"));
+    }
+    let elements = outer.saturating_mul(n);
+    x.check_shape("x", out.rows, elements)?;
+    out.check_out("out", out.rows, outer.saturating_mul(k))?;
+    int("x.cols", elements)?;
+    let args = push(Args::default().int(descending.into()), &x).int(outer as i32).int(n as i32).int(k as i32);
+    let kernel = if E::INTEGER { "sort_i64" } else { "sort_f32" };
+    // SAFETY: every row of x has `outer * n` elements, every row of out `outer * k`; a lane has one element of each rank.
+    unsafe { cuda.launch(by_element(Module::Lanes, kernel, out.rows, elements, push(args, &out))) }
+}
+
+/// `out[j, ..] = table[index[j], ..]` in every row: `table` is `[n, inner]` and the same for all of them. An index out of
+/// range is a fault, and gives 0.
+pub fn take<E: Element>(
+    cuda: &Cuda,
+    table: Vector<'_, E>,
+    inner: usize,
+    index: View<'_, i64>,
+    out: View<'_, E>,
+    faults: &Faults,
+) -> Result<(), CudaError> {
+    if inner == 0 || !table.len.is_multiple_of(inner) || !out.cols.is_multiple_of(inner) {
+        return Err(option("inner", inner, "must divide the elements of table and the columns of out"));
+    }
+    index.check_shape("index", out.rows, out.cols / inner)?;
+    out.check_out("out", out.rows, out.cols)?;
+    let args = Args::default().address(table.memory.address()).int(int("table", table.len)? / inner as i32);
+    let args = push(push(args, &index).int(inner as i32), &out).int(int("out.cols", out.cols)?);
+    let kernel = by_size::<E>(["take_1", "take_4", "take_8"]);
+    let launch = by_element(Module::Lanes, kernel, out.rows, out.cols, args.address(faults.address()));
+    // SAFETY: the table has `n * inner` elements, and the kernel compares indices with n; the views have these columns.
+    unsafe { cuda.launch(launch) }
+}
+
+/// Products of matrices `[m, k]` and `[k, n]` within rows, sums in f64. By product of a row: where its matrices begin in a
+/// row of `a` and of `b`.
+#[derive(Debug)]
+pub struct Products {
+    sizes: [usize; 3],
+    at: [Memory; 2],
+    /// By operand: one more than the last column that is read.
+    limits: [usize; 2],
+    count: usize,
+}
+
+impl Products {
+    /// `starts` are the first columns of the matrices in a and in b.
+    pub fn new(cuda: &Cuda, [m, k, n]: [usize; 3], starts: &[[usize; 2]]) -> Result<Products, CudaError> {
+        let sizes = [m.saturating_mul(k), k.saturating_mul(n)];
+        let limit = |i: usize| starts.iter().map(|s| s[i].saturating_add(sizes[i])).max().unwrap_or(0);
+        let limits = [limit(0), limit(1)];
+        int("a", limits[0])?;
+        int("b", limits[1])?;
+        let upload =
+            |i: usize| cuda.upload(&starts.iter().flat_map(|s| (s[i] as i32).to_ne_bytes()).collect::<Vec<_>>());
+        Ok(Products { sizes: [m, k, n], at: [upload(0)?, upload(1)?], limits, count: starts.len() })
+    }
+}
+
+/// `out = a b`, as `products` says.
+pub fn matmul(
+    cuda: &Cuda,
+    products: &Products,
+    a: View<'_, f32>,
+    b: View<'_, f32>,
+    out: View<'_, f32>,
+) -> Result<(), CudaError> {
+    let [m, k, n] = products.sizes;
+    out.check_out("out", out.rows, products.count.saturating_mul(m).saturating_mul(n))?;
+    for (name, view, limit) in [("a", &a, products.limits[0]), ("b", &b, products.limits[1])] {
+        view.check_shape(name, out.rows, view.cols)?;
+        check_len(name, limit, view.cols)?;
+    }
+    let args = push(Args::default(), &a).address(products.at[0].address());
+    let args = push(args, &b).address(products.at[1].address()).int(m as i32).int(k as i32).int(n as i32);
+    let args = push(args, &out).int(int("out.cols", out.cols)?);
+    // SAFETY: rows of a and b reach as far as the last matrix that is read, out has a column for each element.
+    unsafe { cuda.launch(by_element(Module::Lanes, "matmul", out.rows, out.cols, args)) }
 }
 
 /// `out[.., j, ..] = x[.., index[.., j, ..], ..]`; `index` and `out` have `out_n` on the axis. An index out of range is a
@@ -107,7 +198,7 @@ pub struct Scatter<'a, E> {
     pub values: View<'a, E>,
     /// Elements of the axis of `index` and `values`.
     pub index_n: usize,
-    /// Whether values are added (f32 only).
+    /// Whether values are added (f32 and i64).
     pub sum: bool,
 }
 
@@ -125,10 +216,13 @@ pub fn scatter<E: Element>(
     index.check_shape("index", out.rows, shape.elements(index_n))?;
     values.check_shape("values", out.rows, shape.elements(index_n))?;
     out.check_out("out", out.rows, shape.elements(shape.n))?;
-    if sum && E::SIZE != 4 {
-        return Err(option("sum", true, "is for f32"));
+    if sum && E::SIZE == 1 {
+        return Err(option("sum", true, "is for f32 and i64"));
     }
-    let kernel = if sum { "scatter_add_f32" } else { by_size::<E>(["scatter_1", "scatter_4", "scatter_8"]) };
+    let kernel = match sum {
+        true => by_size::<E>(["", "scatter_add_f32", "scatter_add_i64"]),
+        false => by_size::<E>(["scatter_1", "scatter_4", "scatter_8"]),
+    };
     let args = push(push(push(Args::default(), &x), &index), &values);
     let args = push(shape.push(args)?.int(int("index_n", index_n)?), &out).address(faults.address());
     shape.launch(cuda, kernel, out.rows, args)

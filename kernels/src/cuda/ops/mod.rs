@@ -22,7 +22,9 @@ use crate::cpu::WeightDtype;
 pub use attention::{AttentionParams, KvCache, PART, attention, parts_bytes, query_rows, write_kv};
 pub use batch::{Batch, BatchSeq};
 pub use elementwise::{Columns, ElementOp, Operand, cast, compare, logic, map, select, zip};
-pub use lanes::{Fold, LaneShape, Moves, Scatter, fold, gather, move_columns, scatter, top_k};
+pub use lanes::{
+    Fold, LaneShape, Moves, Products, Scatter, fold, gather, matmul, move_columns, scatter, sort, take, top_k,
+};
 pub use linear::{End, ExpertPart, ExpertWeights, Grouped, Segment, grouped_linear, linear};
 pub use recurrent::{DeviceConv, DeviceScan, causal_conv1d, linear_attention};
 pub use rows::{activate, add, argmax, copy, embed, gated, layer_norm, rms_norm, rope, select_rows, softmax};
