@@ -32,6 +32,26 @@ extern "C" void __sanitizer_finish_switch_fiber(void*, const void**, size_t*);
 #define EMULATOR_ASAN 1
 #endif
 
+#if defined(__SANITIZE_THREAD__)
+// To the thread sanitizer every fiber is a thread, and nothing but what kernels may rely on orders them: barriers of the
+// block, and the ends of the launch. The emulator's own bookkeeping is not looked at.
+extern "C" {
+void* __tsan_get_current_fiber(void);
+void* __tsan_create_fiber(unsigned);
+void __tsan_switch_to_fiber(void*, unsigned);
+void __tsan_acquire(void*);
+void __tsan_release(void*);
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+#define EMULATOR_TSAN 1
+#define UNSEEN __attribute__((no_sanitize_thread))
+#else
+#define UNSEEN
+#endif
+
 typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
@@ -59,6 +79,38 @@ struct int2 {
 
 namespace emulator {
 
+// What happens while there is one is not looked at by the thread sanitizer.
+struct Unseen {
+#ifdef EMULATOR_TSAN
+    Unseen() {
+        AnnotateIgnoreReadsBegin("", 0);
+        AnnotateIgnoreWritesBegin("", 0);
+    }
+    ~Unseen() {
+        AnnotateIgnoreWritesEnd("", 0);
+        AnnotateIgnoreReadsEnd("", 0);
+    }
+#else
+    Unseen() {}
+#endif
+};
+
+// What was done before `passed_on` of an address is seen by who calls `taken_up` afterwards.
+inline void passed_on(void* at) {
+#ifdef EMULATOR_TSAN
+    __tsan_release(at);
+#else
+    (void)at;
+#endif
+}
+inline void taken_up(void* at) {
+#ifdef EMULATOR_TSAN
+    __tsan_acquire(at);
+#else
+    (void)at;
+#endif
+}
+
 struct Copy {
     void* to;
     u64 data[2];
@@ -78,6 +130,8 @@ struct Fiber {
     std::vector<Copy> copies;
     int group = 0;
     void* fake_stack = nullptr;
+    // As the thread sanitizer knows it.
+    void* thread = nullptr;
 };
 
 struct Warp {
@@ -106,6 +160,9 @@ inline void* main_sp;
 inline const void* main_stack;
 inline size_t main_stack_size;
 inline void* main_fake_stack;
+inline void* main_thread;
+// Begin and end of the launch, for the thread sanitizer.
+inline char begun, ended;
 
 inline u32 random() {
     state ^= state << 13;
@@ -123,8 +180,11 @@ asm(".text\n.globl emulator_switch\n.hidden emulator_switch\n.type emulator_swit
 #endif
 
 // From a fiber back to the loop of `launch`.
-inline void yield() {
+UNSEEN inline void yield() {
     Fiber* self = now;
+#ifdef EMULATOR_TSAN
+    __tsan_switch_to_fiber(main_thread, 1);
+#endif
 #ifdef EMULATOR_ASAN
     __sanitizer_start_switch_fiber(self->done ? nullptr : &self->fake_stack, main_stack, main_stack_size);
 #endif
@@ -140,6 +200,7 @@ inline void yield() {
 
 // Remembers the first fault; a fiber that calls it never runs again.
 inline void fault(const char* what, int at) {
+    Unseen unseen;
     if (!faulted) {
         char text[256];
         std::snprintf(text, sizeof text, "%s (line %d, block %u,%u,%u, thread %d)", what, at, block_index.x,
@@ -158,11 +219,16 @@ inline void release_block() {
 }
 
 inline void sync_threads(int at) {
+    Unseen unseen;
+    // Two in turn: who is fast may be at the next one already.
+    void* order = shared + 8 * (turn & 1);
+    passed_on(order);
     if (line == -1) line = at;
     if (line != at) fault("threads of a block wait at different barriers", at);
     int mine = turn;
     if (++waiting == alive) release_block();
     while (turn == mine) yield();
+    taken_up(order);
 }
 
 // Waits for all lanes of the warp; returns the slot in which they left their values.
@@ -183,6 +249,7 @@ inline int meet(int at) {
 }
 
 inline const unsigned char (*exchange(const void* value, size_t size, int at))[32] {
+    Unseen unseen;
     Warp& warp = warps[now->warp];
     std::memcpy(warp.slot[warp.turn & 1][now->lane], value, size);
     return warp.slot[meet(at)];
@@ -191,6 +258,7 @@ inline const unsigned char (*exchange(const void* value, size_t size, int at))[3
 template <class T> T shuffle(u32 mask, T value, int from, int at) {
     if (mask != 0xffffffffu) fault("only whole warps shuffle", at);
     auto all = exchange(&value, sizeof value, at);
+    Unseen unseen;
     T result;
     std::memcpy(&result, all[from & 31], sizeof result);
     return result;
@@ -203,8 +271,13 @@ inline void copy_async(void* to, const void* from, int at) {
     Copy copy{to, {}, now->group};
     std::memcpy(copy.data, from, 16);
     // The hardware may be done at once, or as late as the wait.
-    if (shuffled && random() & 1) land(copy);
-    else now->copies.push_back(copy);
+    bool at_once;
+    {
+        Unseen unseen;
+        at_once = shuffled && random() & 1;
+        if (!at_once) now->copies.push_back(copy);
+    }
+    if (at_once) land(copy);
 }
 
 inline void copy_wait(int latest) {
@@ -227,8 +300,11 @@ inline void mma_bf16(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1, int at
     u32 mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     auto all = exchange(mine, sizeof mine, at);
     u32 values[32][6];
-    std::memset(values, 0, sizeof values);
-    for (int lane = 0; lane < 32; lane++) std::memcpy(values[lane], all[lane], sizeof mine);
+    {
+        Unseen unseen;
+        std::memset(values, 0, sizeof values);
+        for (int lane = 0; lane < 32; lane++) std::memcpy(values[lane], all[lane], sizeof mine);
+    }
     int g = now->lane / 4, t = now->lane % 4;
     for (int i = 0; i < 4; i++) {
         int row = g + 8 * (i / 2), column = 2 * t + i % 2;
@@ -242,27 +318,37 @@ inline void mma_bf16(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1, int at
     }
 }
 
-// The first function of a fiber.
-inline void enter() {
-#ifdef EMULATOR_ASAN
-    __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_size);
-#endif
-    (*body)();
-    Fiber* self = now;
-    if (!self->copies.empty()) fault("a thread ends before it has waited for its asynchronous copies", 0);
-    Warp& warp = warps[self->warp];
+// A thread of the block is done.
+inline void leave() {
+    Unseen unseen;
+    if (!now->copies.empty()) fault("a thread ends before it has waited for its asynchronous copies", 0);
+    Warp& warp = warps[now->warp];
     if (warp.waiting > 0) fault("a lane ends while its warp is in a collective", warp.line);
-    self->done = true;
+    now->done = true;
     alive--;
     warp.alive--;
     progress++;
     if (alive > 0 && waiting == alive) release_block();
+}
+
+// The first function of a fiber.
+UNSEEN inline void enter() {
+    taken_up(&begun);
+#ifdef EMULATOR_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_size);
+#endif
+    (*body)();
+    passed_on(&ended);
+    leave();
     yield();
     std::abort();
 }
 
-inline void resume(Fiber& fiber) {
+UNSEEN inline void resume(Fiber& fiber) {
     now = &fiber;
+#ifdef EMULATOR_TSAN
+    __tsan_switch_to_fiber(fiber.thread, 1);
+#endif
 #ifdef EMULATOR_ASAN
     __sanitizer_start_switch_fiber(&main_fake_stack, fiber.stack, STACK);
 #endif
@@ -334,6 +420,8 @@ inline void run_block(int threads, std::vector<int>& order) {
 
 // Seed 0 runs threads in order and lets copies land at their waits; every other seed is a schedule of its own.
 inline void launch(dim3 grid, dim3 block, size_t shared_bytes, u64 seed, const std::function<void()>& kernel) {
+    Unseen unseen;
+    passed_on(&begun);
     grid_size = grid;
     block_size = block;
     body = &kernel;
@@ -342,6 +430,11 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, u64 seed, const s
     faulted = false;
     int threads = block.x * block.y * block.z;
     if ((int)fibers.size() < threads) fibers.resize(threads);
+#ifdef EMULATOR_TSAN
+    main_thread = __tsan_get_current_fiber();
+    for (int i = 0; i < threads; i++)
+        if (!fibers[i].thread) fibers[i].thread = __tsan_create_fiber(0);
+#endif
     for (int i = 0; i < threads; i++) {
         if (fibers[i].stack) continue;
         fibers[i].stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -353,20 +446,30 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, u64 seed, const s
     std::vector<int> order(threads);
     for (int i = 0; i < threads; i++) order[i] = i;
     // As large as asked for, so that a sanitizer sees its end.
-    shared = (unsigned char*)std::aligned_alloc(16, (shared_bytes + 15) / 16 * 16 + 16);
+    size_t room = (shared_bytes + 15) / 16 * 16 + 16;
+    std::vector<void*> rooms;
+    shared = (unsigned char*)std::aligned_alloc(16, room);
     if (!shared) return fault("no memory for shared memory", 0);
 #ifdef EMULATOR_ASAN
-    ASAN_POISON_MEMORY_REGION(shared + shared_bytes, (shared_bytes + 15) / 16 * 16 + 16 - shared_bytes);
+    ASAN_POISON_MEMORY_REGION(shared + shared_bytes, room - shared_bytes);
 #endif
     for (block_index.z = 0; block_index.z < grid.z && !faulted; block_index.z++)
         for (block_index.y = 0; block_index.y < grid.y && !faulted; block_index.y++)
             for (block_index.x = 0; block_index.x < grid.x && !faulted; block_index.x++) {
+#ifdef EMULATOR_TSAN
+                // Each block has its own: nothing orders blocks.
+                rooms.push_back(shared);
+                shared = (unsigned char*)std::aligned_alloc(16, room);
+                if (!shared) return fault("no memory for shared memory", 0);
+#endif
                 std::memset(shared, 0xff, shared_bytes);
                 run_block(threads, order);
             }
 #ifdef EMULATOR_ASAN
-    ASAN_UNPOISON_MEMORY_REGION(shared, (shared_bytes + 15) / 16 * 16 + 16);
+    ASAN_UNPOISON_MEMORY_REGION(shared, room);
 #endif
+    taken_up(&ended);
+    for (void* used : rooms) std::free(used);
     std::free(shared);
     shared = nullptr;
 }
@@ -473,6 +576,7 @@ inline u32 bf16_pair(float low, float high) {
     return one(low) | one(high) << 16;
 }
 inline bool first_to_set(u64* at, u64 value) {
+    emulator::Unseen unseen;
     if (*at) return false;
     *at = value;
     return true;

@@ -6,13 +6,13 @@ mod table;
 
 use std::process::Command;
 
-use kernels::cuda::{Cuda, EmulatedOptions, Module, emulated};
+use kernels::cuda::{Cuda, EmulatedOptions, Module, Sanitizer, emulated};
 use table::On;
 use table::attention::{Paged, Spec};
 
-fn device(seed: u64, sanitize: bool, edits: &[(Module, &str, &str)]) -> Cuda {
+fn device(seed: u64, sanitizer: Option<Sanitizer>, edits: &[(Module, &str, &str)]) -> Cuda {
     let edits = edits.iter().map(|&(module, from, to)| (module, from.to_owned(), to.to_owned())).collect();
-    let options = EmulatedOptions { seed, sanitize, edits, ..EmulatedOptions::default() };
+    let options = EmulatedOptions { seed, sanitizer, edits, ..EmulatedOptions::default() };
     emulated(&options).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -52,9 +52,9 @@ fn long_attention() -> Vec<table::Case> {
 /// The mistake is noticed in one of a few schedules, and what is said has one of these words. Without it nothing is.
 fn noticed(edit: (Module, &str, &str), words: &[&str], mut cases: Vec<table::Case>) {
     assert!(!cases.is_empty(), "no case");
-    let sound = wrong(&device(1, false, &[]), &mut cases);
+    let sound = wrong(&device(1, None, &[]), &mut cases);
     assert_eq!(sound, None);
-    let said: Vec<String> = (1..=5).filter_map(|seed| wrong(&device(seed, false, &[edit]), &mut cases)).collect();
+    let said: Vec<String> = (1..=5).filter_map(|seed| wrong(&device(seed, None, &[edit]), &mut cases)).collect();
     let right = said.iter().any(|text| words.iter().any(|word| text.contains(word)));
     assert!(right, "planted {edit:?}; it says {said:?}");
 }
@@ -124,17 +124,20 @@ fn an_argument_of_another_kind() {
     noticed((Module::Rows, edit.0, edit.1), &["takes parameters"], cases("rms_norm/", 1));
 }
 
-/// Runs a test of this file again, in a process that has the sanitizers loaded; what it prints, and whether it passed.
-fn sanitized(test: &str) -> (bool, String) {
+/// Runs a test of this file again, in a process that has the sanitizer loaded; what it prints, and whether it passed.
+fn sanitized(library: &str, test: &str) -> (bool, String) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-    let output = Command::new(&compiler).arg("-print-file-name=libasan.so").output().expect("runs the C++ compiler");
-    let library = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    assert!(library.starts_with('/'), "{compiler} has no libasan.so: install the sanitizers of g++");
+    let name = format!("-print-file-name={library}");
+    let output = Command::new(&compiler).arg(name).output().expect("runs the C++ compiler");
+    let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(found.starts_with('/'), "{compiler} has no {library}: install the sanitizers of g++");
     let output = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads", "1"])
-        .env("LD_PRELOAD", library)
+        .env("LD_PRELOAD", found)
         .env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0")
         .env("UBSAN_OPTIONS", "print_stacktrace=0")
+        // This program is not built with it, so what its threads do to each other is not to be judged.
+        .env("TSAN_OPTIONS", "halt_on_error=1 ignore_noninstrumented_modules=1 report_signal_unsafe=0")
         .output()
         .expect("runs this program");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -143,20 +146,20 @@ fn sanitized(test: &str) -> (bool, String) {
 
 #[test]
 fn small_cases_pass_with_the_sanitizers() {
-    let (passed, text) = sanitized("in_process_small_cases");
+    let (passed, text) = sanitized("libasan.so", "in_process_small_cases");
     assert!(passed && text.contains("1 passed"), "{text}");
 }
 
 #[test]
 fn a_read_outside_of_a_buffer_is_named_by_the_sanitizer() {
-    let (passed, text) = sanitized("in_process_read_beyond_the_end");
+    let (passed, text) = sanitized("libasan.so", "in_process_read_beyond_the_end");
     assert!(!passed && text.contains("heap-buffer-overflow") && text.contains("rows.cu"), "{text}");
 }
 
 #[test]
 #[ignore = "is run with the sanitizers, by `small_cases_pass_with_the_sanitizers`"]
 fn in_process_small_cases() {
-    let device = device(7, true, &[]);
+    let device = device(7, Some(Sanitizer::Address), &[]);
     let mut all: Vec<_> = table::device_cases().into_iter().filter(|c| c.flops < 3e5).collect();
     assert!(all.len() > 200);
     assert_eq!(wrong(&device, &mut all), None);
@@ -169,8 +172,73 @@ fn in_process_read_beyond_the_end() {
         "for (int i = threadIdx.x; i < width; i += blockDim.x) sum += from[i];",
         "for (int i = threadIdx.x; i <= width; i += blockDim.x) sum += from[i];",
     );
-    let device = device(0, true, &[(Module::Rows, edit.0, edit.1)]);
+    let device = device(0, Some(Sanitizer::Address), &[(Module::Rows, edit.0, edit.1)]);
     wrong(&device, &mut cases("layer_norm/", 3));
+}
+
+/// A few small cases of each kind: every kernel is run, in some seconds.
+fn few_of_each() -> Vec<table::Case> {
+    let mut all: Vec<_> = table::device_cases().into_iter().filter(|c| c.flops < 2e5).collect();
+    all.sort_by_key(|c| c.flops as u64);
+    let mut seen = std::collections::HashMap::new();
+    all.retain(|case| {
+        let parts: Vec<&str> = case.name.split('/').take(2).collect();
+        let count = seen.entry(parts.join("/")).or_insert(0);
+        *count += 1;
+        *count <= 3
+    });
+    all
+}
+
+#[test]
+fn threads_of_small_cases_are_ordered_by_barriers() {
+    let (passed, text) = sanitized("libtsan.so", "in_process_few_of_each");
+    assert!(passed && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn a_race_is_named_by_the_thread_sanitizer() {
+    let (passed, text) = sanitized("libtsan.so", "in_process_race");
+    assert!(!passed && text.contains("data race") && text.contains("device.cuh"), "{text}");
+}
+
+/// Blocks that write the same place: no schedule of the emulator shows it, which runs block after block.
+#[test]
+fn a_race_of_blocks_is_named_by_the_thread_sanitizer() {
+    let (passed, text) = sanitized("libtsan.so", "in_process_race_of_blocks");
+    assert!(!passed && text.contains("data race") && text.contains("rows.cu"), "{text}");
+}
+
+#[test]
+#[ignore = "is run with the sanitizer, by `threads_of_small_cases_are_ordered_by_barriers`"]
+fn in_process_few_of_each() {
+    let device = device(7, Some(Sanitizer::Thread), &[]);
+    let mut all = few_of_each();
+    assert!(all.len() > 60, "{}", all.len());
+    assert_eq!(wrong(&device, &mut all), None);
+}
+
+#[test]
+#[ignore = "is run with the sanitizer, by `a_race_is_named_by_the_thread_sanitizer`"]
+fn in_process_race() {
+    // The plain schedule gives the right numbers all the same.
+    let edit = (
+        "    for (int warp = 0; warp < (int)blockDim.x / 32; warp++) sum += room[warp];\n    __syncthreads();\n",
+        "    for (int warp = 0; warp < (int)blockDim.x / 32; warp++) sum += room[warp];\n",
+    );
+    let device = device(0, Some(Sanitizer::Thread), &[(Module::Rows, edit.0, edit.1)]);
+    wrong(&device, &mut cases("layer_norm/", 3));
+}
+
+#[test]
+#[ignore = "is run with the sanitizer, by `a_race_of_blocks_is_named_by_the_thread_sanitizer`"]
+fn in_process_race_of_blocks() {
+    let edit = (
+        "    out[row * out_stride + column] = a[row * a_stride + column] + b[row * b_stride + column];",
+        "    out[row * out_stride + column] = a[row * a_stride + column] + b[row * b_stride + column];\n    out[(column + 1) % cols] += 0.0f;",
+    );
+    let device = device(0, Some(Sanitizer::Thread), &[(Module::Rows, edit.0, edit.1)]);
+    wrong(&device, &mut cases("add/", 3));
 }
 
 /// A context of several parts: in one piece by one block, and by a block for each part (`attention` of the table compares
@@ -178,7 +246,7 @@ fn in_process_read_beyond_the_end() {
 #[test]
 fn attention_of_several_parts_has_the_same_bits_in_any_step() {
     let spec = Spec::new(&[(600, 40), (33, 33)], 4, 2, 32, 24);
-    let device = device(3, false, &[]);
+    let device = device(3, None, &[]);
     let on = On::Cuda(&device);
     let mut paged = Paged::new(spec.clone(), 1);
     paged.write_all(&on);

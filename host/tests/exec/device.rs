@@ -4,9 +4,9 @@
 use std::sync::OnceLock;
 
 use ::kernels::cuda::{Cuda, EmulatedOptions, emulated};
-use host::exec::Dtype;
 use host::exec::cpu::{LowerError, plan};
 use host::exec::cuda::{CudaExecutor, CudaOptions};
+use host::exec::{Dtype, KvCacheDtype};
 use host::graph::optimise;
 use host::hub::Weights;
 use plugin_api::Graph;
@@ -25,7 +25,13 @@ fn device(seed: u64) -> &'static Cuda {
     &DEVICES.get_or_init(|| SEEDS.iter().map(make).collect())[seed as usize]
 }
 
-fn executor(seed: u64, graph: &Graph, weights: &Weights, dtype: Dtype, kv: Dtype) -> Result<CudaExecutor, LowerError> {
+fn executor(
+    seed: u64,
+    graph: &Graph,
+    weights: &Weights,
+    dtype: Dtype,
+    kv: KvCacheDtype,
+) -> Result<CudaExecutor, LowerError> {
     let options = CudaOptions { dtype, kv_cache_dtype: kv, max_tokens: 64, max_seqs: 8 };
     let (graph, plan) = plan(graph, weights, dtype, None)?;
     Ok(CudaExecutor::new(device(seed), &graph, plan, weights, &options).unwrap())
@@ -38,7 +44,7 @@ fn check(lines: &[Line]) {
     for (what, _, make) in lines {
         let graph = graph(make);
         let weights = checkpoint(&graph, 5, Stored::F32);
-        let exact = (Dtype::Float32, Dtype::Float32);
+        let exact = (Dtype::Float32, KvCacheDtype::Float32);
         let mut plain = executor(0, &graph, &weights, exact.0, exact.1).unwrap();
         check_any(what, &graph, &weights, (&mut plain, 2e-5), &seqs);
         let bits = |logits: Vec<Vec<f32>>| -> Vec<u32> { logits.iter().flatten().map(|x| x.to_bits()).collect() };
@@ -49,7 +55,7 @@ fn check(lines: &[Line]) {
             assert!(bits(got) == first, "{what}: depends on the schedule");
         }
         // Products of bf16, and a cache of bf16.
-        let mut rounded = executor(0, &graph, &weights, Dtype::Bfloat16, Dtype::Bfloat16).unwrap();
+        let mut rounded = executor(0, &graph, &weights, Dtype::Bfloat16, KvCacheDtype::Bfloat16).unwrap();
         by_executor(&mut rounded, &seqs, Way::Together, 0).unwrap_or_else(|e| panic!("{what}, bfloat16: {e}"));
     }
 }
@@ -72,7 +78,7 @@ fn random_graphs_run_on_the_device_as_the_reference_computes_them() {
         let weights = checkpoint(&graph, seed, if seed % 2 == 0 { Stored::F32 } else { Stored::Mixed });
         let mut r = Random(seed);
         let seqs: Vec<Vec<u32>> = [5, 1, 18].iter().map(|&n| r.tokens(n, random::VOCABULARY)).collect();
-        let mut executor = executor(seed % 5, &graph, &weights, Dtype::Float32, Dtype::Float32).unwrap();
+        let mut executor = executor(seed % 5, &graph, &weights, Dtype::Float32, KvCacheDtype::Float32).unwrap();
         check_any(&format!("seed {seed}"), &graph, &weights, (&mut executor, 2e-5), &seqs);
         ran += 1;
     }

@@ -20,12 +20,21 @@ use super::{CudaError, cache};
 pub struct EmulatedOptions {
     /// The schedule: 0 is the plain one and the fastest, every other is one of its own.
     pub seed: u64,
-    /// Build with the address and undefined-behaviour sanitizers. The process must have loaded libasan before all else.
-    pub sanitize: bool,
+    /// Build with a sanitizer. The process must have loaded its library before all else.
+    pub sanitizer: Option<Sanitizer>,
     /// Where compiled libraries are kept; `None`: in a folder that is removed at the end.
     pub cache: Option<PathBuf>,
     /// Changes of the sources: what is replaced in a file, which must be there, and by what. For tests of the emulator.
     pub edits: Vec<(Module, String, String)>,
+}
+
+/// What emulated kernels are watched by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sanitizer {
+    /// Accesses outside of buffers, and undefined behaviour; of libasan.
+    Address,
+    /// Accesses of threads of a grid that nothing orders; of libtsan. Slow.
+    Thread,
 }
 
 /// `emulator_launch` of `emulator.hpp`.
@@ -239,8 +248,12 @@ impl Compiler {
         if std::arch::is_x86_feature_detected!("fma") {
             flags.push("-mfma"); // an instruction instead of a call
         }
-        if options.sanitize {
-            flags.extend(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"]);
+        match options.sanitizer {
+            Some(Sanitizer::Address) => {
+                flags.extend(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"]);
+            }
+            Some(Sanitizer::Thread) => flags.push("-fsanitize=thread"),
+            None => {}
         }
         flags
     }

@@ -21,7 +21,7 @@ mod source;
 
 pub use device::{Args, Cuda, Device, Launch, Memory, Properties};
 pub use driver::{DeviceInfo, Driver, device, driver};
-pub use emulated::{EmulatedOptions, emulated};
+pub use emulated::{EmulatedOptions, Sanitizer, emulated};
 pub use error::CudaError;
 pub use nvrtc::{Cubin, Nvrtc, cubin, nvrtc};
 pub use ops::*;
