@@ -93,6 +93,7 @@ fn try_generate(
 fn cpu(graph: &Graph, weights: &Weights, threads: usize) -> CpuExecutor {
     let options = CpuOptions {
         threads: Some(threads),
+        pin_threads: false,
         dtype: Dtype::Float32,
         quantization: None,
         kv_cache_dtype: KvCacheDtype::Float32,
@@ -189,6 +190,7 @@ pub fn on_reference(graph: &Graph, model: &Model, weights: &Weights, golden: &Go
 pub fn on_cpu(graph: &Graph, weights: &Weights, golden: &Golden) -> Verdict {
     let options = CpuOptions {
         threads: Some(1),
+        pin_threads: false,
         dtype: Dtype::Float32,
         quantization: None,
         kv_cache_dtype: KvCacheDtype::Float32,

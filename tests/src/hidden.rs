@@ -54,6 +54,7 @@ pub fn check(name: &str, graph: &Graph, weights: &Weights, golden: &Golden) {
     let head = head.as_f32().expect("is floats");
     let options = CpuOptions {
         threads: Some(2),
+        pin_threads: false,
         dtype: Dtype::Float32,
         quantization: None,
         kv_cache_dtype: KvCacheDtype::Float32,

@@ -139,6 +139,9 @@ pub(super) struct EngineArgs {
     /// Threads that compute [default: one a core]
     #[arg(long, env = "HOST_THREADS", value_parser = at_least_one)]
     pub(super) threads: Option<usize>,
+    /// Bind each of these threads but the first to a processor of its own: for machines that do nothing else
+    #[arg(long, env = "HOST_PIN_THREADS")]
+    pub(super) pin_threads: bool,
     /// The most tokens of prompt and output [default: what the model was made for]
     #[arg(long, env = "HOST_MAX_MODEL_LEN", value_name = "TOKENS", value_parser = tokens)]
     pub(super) max_model_len: Option<usize>,
@@ -236,6 +239,7 @@ impl ModelArgs {
             },
             device: engine.device,
             threads: engine.threads,
+            pin_threads: engine.pin_threads,
             max_model_len: engine.max_model_len,
             // vLLM does the same: a small budget bounds the sequences too.
             max_num_seqs: engine.max_num_seqs.min(engine.max_num_batched_tokens),

@@ -145,6 +145,7 @@ impl Blueprint {
         }
         let options = CpuOptions {
             threads: options.threads,
+            pin_threads: options.pin_threads,
             dtype: self.dtype,
             quantization: self.quantization,
             kv_cache_dtype: self.kv_cache_dtype,

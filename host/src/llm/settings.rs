@@ -119,6 +119,8 @@ pub struct LlmOptions {
     pub kernel_cache: Option<std::path::PathBuf>,
     /// Threads of the CPU executor; `None`: one a core.
     pub threads: Option<usize>,
+    /// Bind them to processors.
+    pub pin_threads: bool,
     /// The most tokens of prompt and output; `None`: what the model was made for.
     pub max_model_len: Option<usize>,
     /// The most sequences in a step.
@@ -191,6 +193,7 @@ impl Default for LlmOptions {
             device: DeviceChoice::Auto,
             kernel_cache: super::kernel_cache(),
             threads: None,
+            pin_threads: false,
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,

@@ -118,7 +118,15 @@ pub(super) fn by_reference(graph: &Graph, weights: &Weights, tokens: &[u32]) -> 
 }
 
 pub(super) fn options(dtype: Dtype, kv_cache_dtype: KvCacheDtype) -> CpuOptions {
-    CpuOptions { threads: Some(2), dtype, quantization: None, kv_cache_dtype, max_tokens: 64, max_seqs: 8 }
+    CpuOptions {
+        threads: Some(2),
+        pin_threads: false,
+        dtype,
+        quantization: None,
+        kv_cache_dtype,
+        max_tokens: 64,
+        max_seqs: 8,
+    }
 }
 
 /// How sequences are cut into steps.

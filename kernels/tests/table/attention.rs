@@ -6,7 +6,7 @@ use kernels::cpu::{
 };
 
 use super::on::{attention, write_kv};
-use super::{Case, Expected, On, Random};
+use super::{Case, Expected, On, Random, Timed};
 
 /// What the cache holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -262,7 +262,7 @@ impl Paged {
     }
 }
 
-fn case(spec: Spec) -> Case {
+fn name(spec: &Spec) -> String {
     let KvShape { kv_heads, head_dim, value_dim } = spec.shape;
     let name = format!(
         "attention/{:?}/{:?}/h{}/kv{kv_heads}/d{head_dim}/v{value_dim}/w{:?}/cap{:?}/sinks{}/alibi{}",
@@ -274,6 +274,12 @@ fn case(spec: Spec) -> Case {
         spec.sinks,
         spec.alibi
     );
+    name.replace(' ', "")
+}
+
+fn case(spec: Spec) -> Case {
+    let KvShape { kv_heads, head_dim, value_dim } = spec.shape;
+    let name = name(&spec);
     let pairs: f64 = spec.seqs.iter().map(|&(l, r)| (r * (2 * l - r + 1)) as f64 / 2.0).sum();
     let keys: f64 = spec.seqs.iter().map(|s| s.0 as f64).sum();
     let paged = std::rc::Rc::new(std::cell::RefCell::new(Paged::new(spec.clone(), 5)));
@@ -285,7 +291,7 @@ fn case(spec: Spec) -> Case {
     let outputs = paged.borrow().outputs();
     let for_reference = paged.clone();
     Case {
-        name: name.replace(' ', ""),
+        name,
         tolerance: 2e-6,
         flops: 2.0 * pairs * (spec.heads * (head_dim + value_dim)) as f64,
         bytes: keys * (kv_heads * (spec.held.bytes(head_dim) + spec.held.bytes(value_dim))) as f64,
@@ -323,7 +329,8 @@ pub fn test_cases() -> Vec<Case> {
     specs.into_iter().map(case).collect()
 }
 
-pub fn bench_cases() -> Vec<Case> {
+/// Decode of one and of many, long contexts, prompts.
+pub fn bench_cases() -> Vec<Timed> {
     let mut specs = Vec::new();
     for held in Held::ALL {
         for seqs in [vec![(1024, 1)], vec![(8192, 1)], vec![(1024, 1); 16], vec![(512, 512)], vec![(4096, 256)]] {
@@ -332,5 +339,5 @@ pub fn bench_cases() -> Vec<Case> {
         specs.push(Spec { held, ..Spec::new(&[(1024, 1)], 16, 16, 128, 128) });
         specs.push(Spec { held, ..Spec::new(&[(512, 512)], 12, 12, 64, 64) });
     }
-    specs.into_iter().map(case).collect()
+    specs.into_iter().map(|spec| Timed::new(name(&spec), move || case(spec))).collect()
 }

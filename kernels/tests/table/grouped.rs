@@ -6,7 +6,7 @@ use kernels::cpu::{Epilogue, Groups, Rows, RowsMut, Scratch, Segment};
 
 use super::linear::{Kind, Weight};
 use super::on::{grouped_linear, linear};
-use super::{Case, Expected, On, Random};
+use super::{Case, Expected, On, Random, Timed};
 
 /// One grouped linear.
 #[derive(Clone, Debug)]
@@ -172,13 +172,18 @@ pub fn test_cases() -> Vec<Case> {
     specs.into_iter().map(case).collect()
 }
 
-pub fn bench_cases() -> Vec<Case> {
+pub fn bench_cases() -> Vec<Timed> {
     let mut all = vec![];
+    let timed = |what: &str, spec: Experts| {
+        let name = format!("grouped_linear/{:?}/{what}/m{}", spec.kind, spec.tokens);
+        Timed::new(name, move || case(spec))
+    };
     // Gate and up, then down, of a model like Qwen3-30B-A3B.
     for tokens in [1, 16, 256] {
         for kind in [Kind::Bf16, Kind::Bf16Dot] {
-            all.push(case(Experts::new(kind, tokens, 8, 128, &[768, 768], 2048)));
-            all.push(case(Experts { per_choice: true, ..Experts::new(kind, tokens, 8, 128, &[2048], 768) }));
+            all.push(timed("gate_up", Experts::new(kind, tokens, 8, 128, &[768, 768], 2048)));
+            let down = Experts { per_choice: true, ..Experts::new(kind, tokens, 8, 128, &[2048], 768) };
+            all.push(timed("down", down));
         }
     }
     all

@@ -7,7 +7,7 @@ use kernels::cpu::{
 
 use super::on::linear;
 use super::ops::activation;
-use super::{Case, Expected, On, Random};
+use super::{Case, Expected, On, Random, Timed};
 
 #[derive(Clone)]
 pub enum Weight {
@@ -199,9 +199,9 @@ impl Operands {
     pub fn new(spec: Spec) -> Self {
         let mut random = Random(1);
         let x = random.vec(spec.m * (spec.k + spec.padding));
-        let weights = (0..spec.copies)
-            .map(|_| spec.n.iter().map(|n| spec.kind.weight(&mut random, *n, spec.k)).collect())
-            .collect();
+        // Copies differ in where they are, not in what they are.
+        let first: Vec<Weight> = spec.n.iter().map(|n| spec.kind.weight(&mut random, *n, spec.k)).collect();
+        let weights = vec![first; spec.copies];
         let biases = spec.n.iter().map(|&n| random.vec(n)).collect();
         let scratch = Scratch::with_capacity(spec.m, spec.k);
         let mut operands = Operands { spec, x, weights, biases, other: Vec::new(), scratch, turn: 0 };
@@ -288,19 +288,22 @@ impl Operands {
     }
 }
 
+fn name(spec: &Spec) -> String {
+    let Spec { kind, m, k, n, bias, activation, end, .. } = spec;
+    format!("linear/{kind:?}/m{m}/k{k}/n{n:?}/{bias}/{activation:?}/{end:?}").replace(' ', "")
+}
+
 fn case(spec: Spec) -> Case {
-    let Spec { kind, m, k, n, bias, activation, end, .. } = spec.clone();
-    let n_all: usize = n.iter().sum();
+    let (kind, m, k, n_all) = (spec.kind, spec.m, spec.k, spec.n.iter().sum::<usize>());
     let mut operands = Operands::new(spec.clone());
-    let shared = std::rc::Rc::new(Operands::new(Spec { copies: 1, ..spec }));
     Case {
-        name: format!("linear/{kind:?}/m{m}/k{k}/n{n:?}/{bias}/{activation:?}/{end:?}").replace(' ', ""),
+        name: name(&spec),
         tolerance: 1e-6,
         flops: 2.0 * (m * k * n_all) as f64,
         bytes: (n_all * k) as f64 * kind.element() + (4 * m * (k + n_all)) as f64,
         outputs: operands.outputs(),
         run: Box::new(move |cpu, out| operands.run(cpu, 0..m, out)),
-        reference: Box::new(move || shared.reference()),
+        reference: Box::new(move || Operands::new(Spec { copies: 1, ..spec.clone() }).reference()),
     }
 }
 
@@ -329,12 +332,15 @@ pub fn test_cases() -> Vec<Case> {
     specs.into_iter().map(case).collect()
 }
 
-pub fn bench_cases() -> Vec<Case> {
-    let mut specs = Vec::new();
-    for kind in Kind::ALL {
-        for m in [1, 4, 16, 64, 256] {
-            specs.push(Spec { copies: 8, ..Spec::new(kind, m, 2048, &[4096]) });
+/// One row, a batch's few, and a prompt's many. Where the memory is what counts, more weights than a cache holds.
+pub fn bench_cases() -> Vec<Timed> {
+    let mut all = Vec::new();
+    for kind in [Kind::F32, Kind::F16, Kind::Bf16, Kind::Bf16Dot, Kind::Int8, Kind::Int4(32), Kind::Int4(128)] {
+        for m in [1, 2, 4, 8, 16, 32, 64, 512] {
+            let copies = if m <= 16 { 8 } else { 2 };
+            let spec = Spec { copies, ..Spec::new(kind, m, 2048, &[4096]) };
+            all.push(Timed::new(name(&spec), move || case(spec)));
         }
     }
-    specs.into_iter().map(case).collect()
+    all
 }

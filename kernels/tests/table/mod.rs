@@ -53,13 +53,31 @@ pub fn device_cases() -> Vec<Case> {
     all
 }
 
+/// A case of real size: made only when its turn has come, and gone after it.
+pub struct Timed {
+    pub name: String,
+    pub make: Box<dyn FnOnce() -> Case>,
+}
+
+impl Timed {
+    pub fn new(name: String, make: impl FnOnce() -> Case + 'static) -> Self {
+        Timed { name, make: Box::new(make) }
+    }
+}
+
+impl From<Case> for Timed {
+    fn from(case: Case) -> Self {
+        Timed::new(case.name.clone(), move || case)
+    }
+}
+
 /// Shapes of real models, to be timed.
-pub fn bench_cases() -> Vec<Case> {
+pub fn bench_cases() -> Vec<Timed> {
     let mut all = linear::bench_cases();
     all.extend(attention::bench_cases());
-    all.extend(ops::bench_cases());
+    all.extend(ops::bench_cases().into_iter().map(Timed::from));
     all.extend(grouped::bench_cases());
-    all.extend(recurrent::bench_cases());
+    all.extend(recurrent::bench_cases().into_iter().map(Timed::from));
     all
 }
 

@@ -53,6 +53,8 @@ pub use statics::read_f32;
 pub struct CpuOptions {
     /// Threads of the pool; `None`: the cores that this process may use.
     pub threads: Option<usize>,
+    /// Bind each worker of the pool to a processor.
+    pub pin_threads: bool,
     /// Arithmetic of matrix products.
     pub dtype: Dtype,
     /// Quantise the matrices of linear layers; `None`: those that are stored so only.
@@ -145,7 +147,9 @@ impl CpuExecutor {
             Gives::HiddenStates => (options.max_tokens, options.max_tokens),
         };
         let arena = Arena::new(&plan.buffers, options.max_tokens, max_rows)?;
-        let cpu = Cpu::new(options.threads.unwrap_or_else(cpu::default_threads)).map_err(|e| failed(&e))?;
+        let threads = options.threads.unwrap_or_else(cpu::default_threads);
+        let cpu = Cpu::with_options(cpu::CpuOptions { threads, isa: None, pin: options.pin_threads });
+        let cpu = cpu.map_err(|e| failed(&e))?;
         let precision = Precision::new(weights, options.dtype, options.quantization);
         let statics = statics::load(graph, &plan.statics, &precision, &cpu)?;
         let copied: usize = statics.iter().map(StaticData::bytes).sum();

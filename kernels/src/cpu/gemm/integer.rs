@@ -119,10 +119,11 @@ unsafe fn strip<Q: Dot>(
             let rows = panel.min(block.end - first);
             // SAFETY: `column + width <= n`; the panel's rows are below m.
             unsafe {
-                if width == UNIT {
-                    tiles::<Q, UNIT>(part, q, w, segment, column, first, rows);
-                } else {
-                    tiles::<Q, 1>(part, q, w, segment, column, first, rows);
+                match (width == UNIT, w.layout.format.codes.group() == BLOCK) {
+                    (true, true) => tiles::<Q, UNIT, true>(part, q, w, segment, column, first, rows),
+                    (true, false) => tiles::<Q, UNIT, false>(part, q, w, segment, column, first, rows),
+                    (false, true) => tiles::<Q, 1, true>(part, q, w, segment, column, first, rows),
+                    (false, false) => tiles::<Q, 1, false>(part, q, w, segment, column, first, rows),
                 }
             }
         }
@@ -130,12 +131,12 @@ unsafe fn strip<Q: Dot>(
     }
 }
 
-/// One tile of `rows` by `N`, with the loop made for its shape.
+/// One tile of `rows` by `N`, with the loop made for its shape. `ONE`: a group is one block.
 ///
 /// # Safety
 /// As for [`strip`], for the tile at `column` and `first`.
 #[inline(always)]
-unsafe fn tiles<Q: Dot, const N: usize>(
+unsafe fn tiles<Q: Dot, const N: usize, const ONE: bool>(
     part: &Part<'_>,
     q: Q,
     w: QuantisedRef<'_>,
@@ -148,9 +149,9 @@ unsafe fn tiles<Q: Dot, const N: usize>(
     unsafe {
         let x = part.packed.panel::<u8>(first);
         match rows {
-            1 => part.put::<1, N>(tile::<Q, 1, N>(q, w, column, x), segment, column, first),
-            2 => part.put::<2, N>(tile::<Q, 2, N>(q, w, column, x), segment, column, first),
-            3 if Q::S::PANEL >= 3 => part.put::<3, N>(tile::<Q, 3, N>(q, w, column, x), segment, column, first),
+            1 => part.put::<1, N>(tile::<Q, 1, N, ONE>(q, w, column, x), segment, column, first),
+            2 => part.put::<2, N>(tile::<Q, 2, N, ONE>(q, w, column, x), segment, column, first),
+            3 if Q::S::PANEL >= 3 => part.put::<3, N>(tile::<Q, 3, N, ONE>(q, w, column, x), segment, column, first),
             _ => {}
         }
     }
@@ -161,7 +162,7 @@ unsafe fn tiles<Q: Dot, const N: usize>(
 /// # Safety
 /// `x` is a panel of `M` rows packed for `Q` and the weight's group; W has the rows.
 #[inline(always)]
-unsafe fn tile<Q: Dot, const M: usize, const N: usize>(
+unsafe fn tile<Q: Dot, const M: usize, const N: usize, const ONE: bool>(
     q: Q,
     w: QuantisedRef<'_>,
     column: usize,
@@ -200,6 +201,19 @@ unsafe fn tile<Q: Dot, const M: usize, const N: usize>(
                 }
             }
             for group in 0..groups {
+                if ONE {
+                    // Each sum of integers is used up at once: the sums of floats keep the registers.
+                    let at = codes.add(block * Q::BYTES);
+                    for j in 0..N {
+                        let wide = q.load(at.add(j * row_bytes));
+                        for i in 0..M {
+                            let exact = q.dot(q.zero(), panel.data.add((block * M + i) * BLOCK), wide);
+                            sums[i][j] = s.fma(q.widen(exact), s.splat(both[i][j][group]), sums[i][j]);
+                        }
+                    }
+                    block += 1;
+                    continue;
+                }
                 let end = (block + group_blocks).min(layout.blocks());
                 let mut exact = [[q.zero(); N]; M];
                 while block < end {
