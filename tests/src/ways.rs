@@ -103,6 +103,20 @@ pub fn check_emulated(name: &str, model_impl: &'static str, worker: &str) {
     case.expect(&chunked, "chunks of 3", &known, &prompts);
 }
 
+/// One entry on the emulated CUDA device, each prompt alone: torch's ids. Or why it does not load there.
+pub fn try_emulated(name: &str, worker: &str) -> Result<(), String> {
+    let entry = zoo::entry(name).expect("is in the zoo");
+    let golden = entry.golden().expect("has goldens");
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = entry.materialize(dir.path()).expect("materialises");
+    let options = LlmOptions { trust_remote_code: true, ..emulated(&folder, "transformers", worker) };
+    let case = Case { name: format!("{name} (emulated)"), golden: &golden, options, model_impl: "transformers" };
+    let llm = Llm::load(&case.options).map_err(|e| e.to_string())?;
+    let alone: Vec<Answer> = golden.prompts.iter().map(|p| case.generate(&llm, &[&p.prompt_ids]).remove(0).0).collect();
+    case.compare_with_torch(&alone);
+    Ok(())
+}
+
 /// Runs one entry in all ways through the plugin `transformers`, on the executor that is chosen for it; gives the
 /// executor's name, or why the model does not load. Panics where anything comes out wrong.
 pub fn check_traced(name: &str, worker: &str) -> Result<String, String> {

@@ -1,7 +1,9 @@
 //! Models of the zoo on the emulated CUDA device, through `Llm::load` and the engine; see `ways.rs`. What runs there is what
-//! runs on a GPU: the same plan, kernels and executor. Slow, so it is a sample of kinds.
+//! runs on a GPU: the same plan, kernels and executor. Slow, so it is a sample of kinds. Others are tried by
+//! `HOST_TEST_ZOO=mamba2,lfm2 cargo test -p host-tests --test zoo_emulated named -- --nocapture` (`all`: the whole zoo).
 
-use host_tests::ways::check_emulated;
+use host_tests::ways::{check_emulated, try_emulated};
+use host_tests::zoo;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_plugin-worker");
 
@@ -48,4 +50,23 @@ fn deepseek_v3_with_latent_attention_and_grouped_experts() {
 #[test]
 fn granitemoehybrid_with_running_states() {
     check_emulated("granitemoehybrid", "transformers", WORKER);
+}
+
+/// Each gives torch's ids, or the host says that no plan can be made: then no kernel is missing.
+#[test]
+fn named_entries_are_right_or_have_no_plan() {
+    let named = std::env::var("HOST_TEST_ZOO").unwrap_or_else(|_| "mamba2,lfm2".into());
+    let names: Vec<String> = match named.as_str() {
+        "all" => zoo::entries().iter().map(|entry| entry.name.to_string()).collect(),
+        names => names.split(',').map(str::to_owned).collect(),
+    };
+    for name in names {
+        match try_emulated(&name, WORKER) {
+            Ok(()) => println!("{name}: right"),
+            Err(why) => {
+                println!("{name}: {why}");
+                assert!(!why.contains("CUDA executor"), "{name}: {why}");
+            }
+        }
+    }
 }
