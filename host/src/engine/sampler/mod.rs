@@ -112,7 +112,7 @@ impl Sampler {
         let token = if best == f32::NEG_INFINITY {
             Err(SampleError::NothingLeft)
         } else if params.greedy() {
-            Ok(logits.iter().position(|&logit| logit == best).unwrap_or_default() as u32)
+            Ok(numbers::first(logits, best) as u32)
         } else {
             let position = (history.prompt_len + history.output.len()) as u64;
             Ok(self.draw(logits, best, params, random(seed, position)))
