@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::{Server, Setup, Trouble, http};
 use crate::engine::Pooling;
@@ -166,10 +166,11 @@ async fn every_choice_has_a_span_also_those_that_fail_or_are_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_is_down_hurts_no_request() {
-    // A port where nobody listens, and one where nobody answers.
+    // A port where nobody listens, and one where nobody answers. Both are held: a free one may become another test's collector.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    for address in [gone, silent.local_addr().unwrap()] {
+    let gone = TcpSocket::new_v4().unwrap();
+    gone.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    for address in [gone.local_addr().unwrap(), silent.local_addr().unwrap()] {
         let server = server(&format!("http://{address}"), Setup::default()).await;
         for _ in 0..20 {
             server.ok("/v1/completions", json!({"prompt": "ab", "max_tokens": 2})).await;
