@@ -176,7 +176,7 @@ fn settings_in_vllms_yaml_and_flags_that_only_vllm_has() {
     assert_eq!(answer["usage"]["completion_tokens"], 3);
     let refused = place.run(&["serve", "--tensor-parallel-size", "2"]);
     assert_eq!(refused.code, Some(2));
-    says(&refused.stderr, &["--tensor-parallel-size is a flag of vLLM", "load balancer"]);
+    says(&refused.stderr, &["--tensor-parallel-size can only be 1 here", "load balancer"]);
     let empty = place.put("keys", "# none\n");
     place.run(&["serve", "--api-key-file", arg(&empty)]).fails(&["--api-key-file", "has no key"]);
     place.run(&["serve", "--ssl-certfile", "nothing.pem"]).fails(&["--ssl-certfile nothing.pem"]);
