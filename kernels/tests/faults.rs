@@ -46,7 +46,7 @@ fn cases(prefix: &str, most: usize) -> Vec<table::Case> {
 
 /// A case that goes through several tiles of keys, so that copies are under way while others are waited for.
 fn long_attention() -> Vec<table::Case> {
-    table::device_cases().into_iter().filter(|c| c.name.starts_with("attention/f32/[(130,5)]")).collect()
+    table::device_cases().into_iter().filter(|c| c.name.starts_with("attention/F32/[(130,5)]")).collect()
 }
 
 /// The mistake is noticed in one of a few schedules, and what is said has one of these words. Without it nothing is.
