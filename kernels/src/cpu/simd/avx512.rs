@@ -1,9 +1,5 @@
 //! AVX-512: 16 lanes, masked tails. Only intrinsics; called through [`Simd`].
-#![allow(
-    clippy::undocumented_unsafe_blocks,
-    reason = "every block is one or two intrinsics; the token `Avx512` exists only inside `run`, whose caller vouches \
-              for the processor; pointers are as the trait's safety sections demand"
-)]
+//! The token of each instruction set exists only inside `run`, whose caller vouches for the processor.
 
 use std::arch::x86_64::*;
 
@@ -46,26 +42,32 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn load_part(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
     unsafe fn store_part(self, p: *mut f32, v: __m512, n: usize) {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -73,14 +75,17 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const f16) -> __m512 {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
     unsafe fn load_i8(self, p: *const i8) -> __m512 {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn load_bf16_alternate<const ODD: bool>(self, p: *const bf16) -> __m512 {
+        // SAFETY: the token vouches for the instructions, the caller for what `p` points to.
         unsafe {
             let mut p = p;
             if ODD {
@@ -98,42 +103,52 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
     fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
     fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_div_ps(a, b) }
     }
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_min_ps(a, b) }
     }
     #[inline(always)]
     fn abs(self, a: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_abs_ps(a) }
     }
     #[inline(always)]
     fn copysign(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe {
             let sign = _mm512_set1_ps(-0.0);
             _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
@@ -141,10 +156,12 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_roundscale_ps::<0>(a) }
     }
     #[inline(always)]
     fn pow2(self, n: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
@@ -152,14 +169,17 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn if_gt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), no, yes) }
     }
     #[inline(always)]
     fn keep(self, a: __m512, from: usize, to: usize, b: __m512) -> __m512 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_mask_blend_ps(mask(to) & !mask(from), b, a) }
     }
     #[inline(always)]
     fn hsum4(self, v: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe {
             // 128-bit lanes: first those two apart, then neighbours; then inside.
             let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(v[0], v[1]), _mm512_shuffle_f32x4::<0xee>(v[0], v[1]));
@@ -175,6 +195,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn hmax(self, v: __m512) -> f32 {
+        // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_reduce_max_ps(v) }
     }
 }
