@@ -179,7 +179,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn hsum4(self, v: [__m256; 4]) -> [f32; 4] {
-        // SAFETY: registers only; the token vouches for the instructions.
+        // SAFETY: the token vouches for the instructions; `out` has room for the 4 numbers.
         unsafe {
             let a = _mm_add_ps(_mm256_castps256_ps128(v[0]), _mm256_extractf128_ps::<1>(v[0]));
             let b = _mm_add_ps(_mm256_castps256_ps128(v[1]), _mm256_extractf128_ps::<1>(v[1]));

@@ -179,7 +179,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn hsum4(self, v: [__m512; 4]) -> [f32; 4] {
-        // SAFETY: registers only; the token vouches for the instructions.
+        // SAFETY: the token vouches for the instructions; `out` has room for the 4 numbers.
         unsafe {
             // 128-bit lanes: first those two apart, then neighbours; then inside.
             let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(v[0], v[1]), _mm512_shuffle_f32x4::<0xee>(v[0], v[1]));
