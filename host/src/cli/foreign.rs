@@ -303,12 +303,21 @@ pub(super) fn reason(error: &clap::Error) -> Option<String> {
             let (_, _, values, why) = FIXED.iter().find(|(name, ..)| flag.strip_prefix("--") == Some(name))?;
             Some(format!("{flag} can only be {} here: {why}", values.join(" or ")))
         }
-        ErrorKind::UnknownArgument => refused(&flag).map(|why| match why {
-            "" => format!("{given} asks for what is so anyway; leave it out"),
-            _ => format!("{given} is a flag of vLLM that host does not have: {why}"),
-        }),
+        ErrorKind::UnknownArgument => unsupported(&flag, given),
         _ => None,
     }
+}
+
+/// What to say about a key of a configuration file that no flag here has, if it is one of vLLM's.
+pub(super) fn key_reason(key: &str) -> Option<String> {
+    unsupported(&format!("--{}", key.replace('_', "-")), key)
+}
+
+fn unsupported(flag: &str, given: &str) -> Option<String> {
+    refused(flag).map(|why| match why {
+        "" => format!("{given} asks for what is so anyway; leave it out"),
+        _ => format!("{given} is a flag of vLLM that host does not have: {why}"),
+    })
 }
 
 /// Why this flag is refused, if it is one of vLLM's; empty if it only says that something is off that does not exist.

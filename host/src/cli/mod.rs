@@ -22,7 +22,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::config;
+use crate::config::{self, ConfigError};
 
 pub use args::ModelArgs;
 
@@ -70,7 +70,14 @@ pub fn run() -> anyhow::Result<()> {
     let mut command = Cli::command();
     let file = config::find(config::named_file(&args));
     if let Some(path) = &file {
-        command = config::apply(command, path).context("cannot use the configuration file")?;
+        let explained = |error| match &error {
+            ConfigError::UnknownKey { key, .. } => match foreign::key_reason(key) {
+                Some(reason) => anyhow::anyhow!("{}: {reason}", path.display()),
+                None => error.into(),
+            },
+            _ => error.into(),
+        };
+        command = config::apply(command, path).map_err(explained).context("cannot use the configuration file")?;
     }
     let matches = command.try_get_matches_from(args).unwrap_or_else(|error| {
         if let Some(reason) = foreign::reason(&error) {

@@ -177,6 +177,9 @@ fn settings_in_vllms_yaml_and_flags_that_only_vllm_has() {
     let refused = place.run(&["serve", "--tensor-parallel-size", "2"]);
     assert_eq!(refused.code, Some(2));
     says(&refused.stderr, &["--tensor-parallel-size can only be 1 here", "load balancer"]);
+    let file = place.put("lora.yaml", "enable_lora: true\n");
+    let words = ["lora.yaml", "enable_lora is a flag of vLLM that host does not have: "];
+    place.run(&["serve", "--config", arg(&file)]).fails(&words);
     let empty = place.put("keys", "# none\n");
     place.run(&["serve", "--api-key-file", arg(&empty)]).fails(&["--api-key-file", "has no key"]);
     place.run(&["serve", "--ssl-certfile", "nothing.pem"]).fails(&["--ssl-certfile nothing.pem"]);
