@@ -15,6 +15,7 @@ mod context;
 mod error;
 mod features;
 mod gemm;
+pub mod logits;
 mod operands;
 mod ops;
 mod pool;

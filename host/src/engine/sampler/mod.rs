@@ -9,8 +9,13 @@ mod numbers;
 
 use std::collections::{HashMap, HashSet};
 
+use kernels::cpu::logits;
+
 use super::guide::GuideError;
 use super::params::{SamplingParams, TokenLogprobs};
+
+/// What is less likely than the best token by more than this (as a logarithm) is never drawn: see `logits::whole`.
+const REACH: f32 = 29.0;
 
 /// The largest vocabulary.
 pub const MAX_VOCAB: usize = numbers::MAX_ROW;
@@ -112,7 +117,7 @@ impl Sampler {
         let token = if best == f32::NEG_INFINITY {
             Err(SampleError::NothingLeft)
         } else if params.greedy() {
-            Ok(numbers::first(logits, best) as u32)
+            Ok(logits::first(logits, best) as u32)
         } else {
             let position = (history.prompt_len + history.output.len()) as u64;
             Ok(self.draw(logits, best, params, random(seed, position)))
@@ -137,12 +142,12 @@ impl Sampler {
         } else {
             logits
         };
-        numbers::exp_all(row, best, temperature, weights);
+        logits::exp_all(row, best, temperature, weights);
         if min_p > 0.0 {
             weights.iter_mut().for_each(|weight| *weight = if *weight < min_p { 0.0 } else { *weight });
         }
         if top_p < 1.0 {
-            numbers::keep_nucleus(row, weights, top_p, keys);
+            numbers::keep_nucleus(row, (best, REACH * temperature), weights, top_p, keys);
         }
         let at = numbers::draw(weights, random);
         if few { tokens[at] } else { at as u32 }
@@ -170,8 +175,8 @@ impl Sampler {
         if best == f32::NEG_INFINITY || token as usize >= logits.len() {
             return Err(SampleError::NothingLeft);
         }
-        numbers::exp_all(logits, best, 1.0, &mut self.weights);
-        Ok(f64::from(best) + numbers::sum(&self.weights).ln())
+        logits::exp_all(logits, best, 1.0, &mut self.weights);
+        Ok(f64::from(best) + logits::sum(&self.weights).ln())
     }
 
     /// `token`, and the tokens of `self.keys` in order.
@@ -198,7 +203,7 @@ pub fn derive_seed(seed: u64, choice: u64) -> u64 {
 
 /// The largest logit; minus infinity excludes a token, anything else that is not a number is an error.
 fn max(logits: &[f32]) -> Result<f32, SampleError> {
-    numbers::max(logits).map_err(|token| SampleError::NotFinite { token, value: logits[token] })
+    logits::max(logits).map_err(|token| SampleError::NotFinite { token, value: logits[token] })
 }
 
 fn changes_logits(params: &SamplingParams, history: &History) -> bool {

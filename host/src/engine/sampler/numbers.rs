@@ -1,83 +1,18 @@
-//! The arithmetic of sampling over rows as long as a vocabulary: one pass each, written so that the
-//! compiler vectorises it. Knows no parameters and no requests; called by the sampler.
+//! The order of tokens, the nucleus and the draw over rows as long as a vocabulary. Knows no parameters and no requests;
+//! called by the sampler. The passes over rows are those of [`kernels::cpu::logits`].
 //!
-//! Everything gives the same result on every machine: `exp` is our own, random numbers are counted, and
-//! probabilities are whole numbers wherever they are added up, so that the order of adding has no part in it.
+//! Everything gives the same result on every machine: random numbers are counted, and probabilities are whole numbers
+//! wherever they are added up, so that the order of adding has no part in it.
+
+use kernels::cpu::logits::{self, whole};
 
 /// With more tokens the sum of probabilities could overflow.
 pub(super) const MAX_ROW: usize = 1 << 23;
 const LANES: usize = 16;
 
-/// The largest number of a row (minus infinity for none), or the first that is NaN or infinite.
-pub(super) fn max(row: &[f32]) -> Result<f32, usize> {
-    let mut best = [f32::NEG_INFINITY; LANES];
-    let mut fine = [true; LANES];
-    let mut take = |part: &[f32]| {
-        for ((best, fine), &x) in best.iter_mut().zip(&mut fine).zip(part) {
-            *best = if x > *best { x } else { *best };
-            *fine &= x < f32::INFINITY; // false for NaN too
-        }
-    };
-    let (parts, rest) = row.as_chunks::<LANES>();
-    parts.iter().for_each(|part| take(part));
-    take(rest);
-    if fine.contains(&false) {
-        return Err(row.iter().position(|&x| x.is_nan() || x == f32::INFINITY).unwrap_or_default());
-    }
-    Ok(best.into_iter().fold(f32::NEG_INFINITY, f32::max))
-}
-
-/// The first place of a number that is in the row. A part at a time, which the compiler vectorises, unlike a search that may
-/// end anywhere.
-pub(super) fn first(row: &[f32], number: f32) -> usize {
-    const PART: usize = 64;
-    let holds = |part: &[f32]| part.iter().fold(false, |any, &x| any | (x == number));
-    let start = row.chunks(PART).position(holds).unwrap_or_default() * PART;
-    start + row[start..].iter().position(|&x| x == number).unwrap_or_default()
-}
-
-/// `exp((x - max) / temperature)` of each.
-pub(super) fn exp_all(row: &[f32], max: f32, temperature: f32, out: &mut Vec<f32>) {
-    out.clear();
-    out.extend(row.iter().map(|&x| exp((x - max) / temperature)));
-}
-
-/// exp(x) for x <= 0, to about 2e-7. Below -87 it is 1e-38.
-fn exp(x: f32) -> f32 {
-    // Adding this rounds to a whole number and leaves it in the low bits.
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-    // ln(2) in two parts: the first times a small whole number is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > -87.0 { x } else { -87.0 };
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
-    let whole = rounded - ROUND;
-    let rest = x - whole * LN2_HIGH - whole * LN2_LOW;
-    let mut poly = 1.987_569_1e-4f32;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        poly = poly * rest + coefficient;
-    }
-    let poly = poly * rest * rest + rest + 1.0;
-    poly * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23))
-}
-
-/// Sum of positive numbers, always in the same order.
-pub(super) fn sum(row: &[f32]) -> f64 {
-    let mut sums = [0f64; LANES];
-    let (parts, rest) = row.as_chunks::<LANES>();
-    for part in parts {
-        for (sum, &x) in sums.iter_mut().zip(part) {
-            *sum += f64::from(x);
-        }
-    }
-    sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x)).sum::<f64>()
-}
-
 /// How many come before `index` if the largest come first, and of equal ones the first.
 pub(super) fn rank(row: &[f32], index: usize) -> u32 {
-    let own = row[index];
-    let larger: u32 = row.iter().map(|&x| u32::from(x > own)).sum();
-    let equal: u32 = row[..index].iter().map(|&x| u32::from(x == own)).sum();
+    let (larger, equal) = logits::count(row, row[index], index);
     larger + equal
 }
 
@@ -124,35 +59,36 @@ pub(super) fn largest(row: &[f32], count: usize, keys: &mut Vec<u64>) {
     }
 }
 
-/// A weight from 0 to 1 in whole numbers of 2^-40; what is less than half of one is never drawn.
-fn whole(weight: f32) -> u64 {
-    // The last bit of numbers from 4096 to 8191 is worth 2^-40. Vectorised, unlike a cast.
-    const BASE: f64 = 4096.0;
-    (f64::from(weight) + BASE).to_bits() - BASE.to_bits()
-}
-
-/// Sets to 0 all weights but those of the fewest largest numbers that hold at least `share` of the weight.
-pub(super) fn keep_nucleus(row: &[f32], weights: &mut [f32], share: f32, keys: &mut Vec<u64>) {
-    let total: u64 = weights.iter().map(|&weight| whole(weight)).sum();
+/// Sets to 0 all weights but those of the fewest largest numbers that hold at least `share` of the weight. `best` is the
+/// largest number; one that is less by `reach` or more has no weight in whole numbers.
+///
+/// Halves the range of numbers in which the last of them lies until few numbers are in it. No branch depends on a single
+/// number, as none could be foretold: a pass over the row costs less than wrong guesses.
+pub(super) fn keep_nucleus(
+    row: &[f32],
+    (best, reach): (f32, f32),
+    weights: &mut [f32],
+    share: f32,
+    keys: &mut Vec<u64>,
+) {
+    const HALVINGS: usize = 8;
+    let (mut low, mut high) = ((best - reach).max(logits::min(row)), best.next_up());
+    let (total, mut above) = (logits::mass(weights), 0);
     let wanted = ((total as f64 * f64::from(share)).ceil() as u64).clamp(1, total);
-    // All weights below this together are less than what may be left out: few remain to be ordered.
-    let spare = ((total - wanted) / weights.len() as u64).max(1);
-    let least = spare as f32 * (1.0 - 1e-6) / (1u64 << 40) as f32;
-    keys.clear();
-    for (part, some) in weights.chunks(LANES).enumerate() {
-        if some.iter().fold(false, |any, &weight| any | (weight >= least)) {
-            let likely = (0..some.len()).filter(|&at| some[at] >= least);
-            keys.extend(likely.map(|at| key(row, part * LANES + at)));
+    for _ in 0..HALVINGS {
+        let middle = low + (high - low) / 2.0;
+        match logits::mass_from(row, weights, middle) {
+            enough if enough >= wanted => low = middle,
+            less => (high, above) = (middle, less),
         }
     }
-    let at = index(last_of(keys, wanted, |at| whole(weights[at])));
-    let last = row[at];
-    for (weight, &x) in weights.iter_mut().zip(row) {
-        *weight = if x < last { 0.0 } else { *weight };
-    }
-    for (weight, &x) in weights.iter_mut().zip(row).skip(at + 1) {
-        *weight = if x == last { 0.0 } else { *weight };
-    }
+    keys.clear();
+    logits::places_within(row, low, high, |at| keys.push(key(row, at)));
+    let at = index(last_of(keys, wanted - above, |at| whole(weights[at])));
+    // Of equal ones the first stay.
+    let (first, rest) = weights.split_at_mut(at + 1);
+    logits::keep_from(&row[..=at], first, row[at]);
+    logits::keep_above(&row[at + 1..], rest, row[at]);
 }
 
 /// The last key of the shortest beginning (in order) that holds `wanted`, which all of them do. Halves the
@@ -177,8 +113,7 @@ fn last_of(keys: &mut [u64], mut wanted: u64, weight: impl Fn(usize) -> u64) -> 
 /// The place at `random` (as a fraction of 2^64) of the summed weights, in order.
 pub(super) fn draw(weights: &[f32], random: u64) -> usize {
     const PART: usize = 256;
-    let mass = |part: &[f32]| part.iter().map(|&weight| whole(weight)).sum::<u64>();
-    let parts: Vec<u64> = weights.chunks(PART).map(mass).collect();
+    let parts: Vec<u64> = weights.chunks(PART).map(logits::mass).collect();
     let total: u64 = parts.iter().sum();
     let mut left = ((u128::from(random) * u128::from(total)) >> 64) as u64;
     let mut start = 0;
@@ -215,24 +150,44 @@ pub(super) fn mix(mut x: u64) -> u64 {
 mod tests {
     use super::*;
 
+    /// Against sorting, with ties, rows that are flat, steep and all equal, and shares from almost nothing to almost all.
     #[test]
-    fn exp_is_exp() {
-        for i in 0..870_000 {
-            let x = -1e-4 * i as f32;
-            let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((got / expected - 1.0).abs() < 3e-7, "exp({x}) = {got}, expected {expected}");
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f32::NEG_INFINITY) < 1e-37);
-    }
-
-    #[test]
-    fn first_is_the_first_of_equal_ones_wherever_it_is() {
-        for len in [1, 63, 64, 65, 300] {
-            for at in (0..len).step_by(7) {
-                let mut row = vec![-1.0; len];
-                row[at..].fill(2.5);
-                assert_eq!(first(&row, 2.5), at);
+    fn the_nucleus_is_the_shortest_beginning_that_holds_its_share() {
+        let mut state = 1u64;
+        let mut uniform = || {
+            state = mix(state.wrapping_add(0x9E37_79B9_7F4A_7C15));
+            (state >> 40) as f32 / (1u32 << 24) as f32
+        };
+        let mut keys = vec![];
+        for case in 0..400 {
+            let len = [1, 2, 15, 16, 17, 300, 5000][case % 7];
+            let spread = [0.0, 1e-6, 0.1, 3.0, 40.0, 300.0][case % 6];
+            let temperature = [1.0, 0.01, 1e-9, 7.0][case % 4];
+            let mut row: Vec<f32> = (0..len).map(|_| uniform() * spread).collect();
+            if case % 3 == 0 {
+                row.iter_mut().for_each(|x| *x = x.round());
+            }
+            if case % 5 == 0 && len > 2 {
+                row[len / 2] = f32::NEG_INFINITY;
+            }
+            let best = logits::max(&row).expect("finite");
+            for share in [1e-6, 0.1, 0.5, 0.9, 0.999, 1.0 - 1e-7] {
+                let mut weights = vec![];
+                logits::exp_all(&row, best, temperature, &mut weights);
+                let mut order: Vec<usize> = (0..len).collect();
+                order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+                let total: u64 = weights.iter().map(|&weight| whole(weight)).sum();
+                let wanted = ((total as f64 * f64::from(share)).ceil() as u64).clamp(1, total);
+                let mut expected = vec![0.0; len];
+                let mut held = 0;
+                for at in order {
+                    if held < wanted {
+                        expected[at] = weights[at];
+                    }
+                    held += whole(weights[at]);
+                }
+                keep_nucleus(&row, (best, super::super::REACH * temperature), &mut weights, share, &mut keys);
+                assert_eq!(weights, expected, "case {case}, share {share}");
             }
         }
     }
