@@ -14,6 +14,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use host::engine::sim::SimOptions;
 use host::engine::{Engine, EngineConfig, EngineEvent, EngineHandle, EngineRequest, SamplingParams};
 use host::exec::{BLOCK_SIZE, ExecError, ExecSpec, Executor, LogitRows, Step};
+use kernels::cpu::Pool;
 
 const SEQUENCES: usize = 64;
 const PROMPT: usize = 500;
@@ -33,11 +34,16 @@ struct Nothing {
     spec: ExecSpec,
     rows: Vec<f32>,
     clock: Arc<Clock>,
+    threads: Arc<Pool>,
 }
 
 impl Executor for Nothing {
     fn spec(&self) -> &ExecSpec {
         &self.spec
+    }
+
+    fn threads(&self) -> Option<Arc<Pool>> {
+        Some(Arc::clone(&self.threads))
     }
 
     fn allocate_cache(&mut self, _blocks: usize) -> Result<(), ExecError> {
@@ -78,7 +84,8 @@ fn measure(rows: &[f32], vocabulary: usize, params: &SamplingParams, steps: u64)
     let tokens = steps as usize + 16;
     let clock = Arc::new(Clock::default());
     let spec = SimOptions::new(vocabulary).spec;
-    let executor = Nothing { spec, rows: rows.to_vec(), clock: Arc::clone(&clock) };
+    let threads = Arc::new(Pool::new(kernels::cpu::default_threads(), false).expect("a pool"));
+    let executor = Nothing { spec, rows: rows.to_vec(), clock: Arc::clone(&clock), threads };
     let mut config = EngineConfig::new(PROMPT + tokens, SEQUENCES * ((PROMPT + tokens) / BLOCK_SIZE + 2));
     (config.max_num_batched_tokens, config.max_num_seqs) = (SEQUENCES * PROMPT, SEQUENCES);
     let engine = match Engine::start(Box::new(executor), config) {

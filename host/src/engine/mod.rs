@@ -9,6 +9,7 @@
 //! into chunks and whatever the prefix cache held: a request's tokens are the same.
 
 pub mod blocks;
+mod crew;
 mod guide;
 mod handle;
 mod params;

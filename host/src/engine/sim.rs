@@ -4,7 +4,10 @@
 //! would read a stale, freed or foreign slot, or write into a block that another sequence holds.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use kernels::cpu::Pool;
 
 use crate::exec::{
     BLOCK_SIZE, BlockId, ExecError, ExecSpec, Executor, Gives, LogitRows, MAX_PROMPT_ROWS, PrefixCaching, Step, StepSeq,
@@ -26,6 +29,8 @@ pub struct SimOptions {
     pub panicking_step: Option<u64>,
     /// A row after this token is NaN.
     pub poison: Option<u32>,
+    /// Threads for the sampler.
+    pub threads: Option<Arc<Pool>>,
 }
 
 impl SimOptions {
@@ -50,6 +55,7 @@ impl SimOptions {
             failing_steps: Vec::new(),
             panicking_step: None,
             poison: None,
+            threads: None,
         }
     }
 }
@@ -204,6 +210,10 @@ impl Executor for SimExecutor {
             self.compute(seq);
         }
         Ok(&self.logits)
+    }
+
+    fn threads(&self) -> Option<Arc<Pool>> {
+        self.options.threads.clone()
     }
 
     fn forget(&mut self, id: u64) {

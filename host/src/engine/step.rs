@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::Sender;
 
+use super::crew::Crew;
 use super::guide::Guide;
 use super::handle::{Command, Submission};
 use super::params::{EngineEvent, FinishReason, SamplingParams, Timings, TokenLogprobs};
@@ -177,6 +178,14 @@ impl Request {
     }
 }
 
+/// What one sequence has in a step's result.
+struct Turn<'a> {
+    seq: &'a Sequence,
+    request: Option<&'a mut Request>,
+    rows: &'a [f32],
+    outcome: Outcome,
+}
+
 fn step_seq(seq: &Sequence) -> StepSeq<'_> {
     StepSeq {
         id: seq.id,
@@ -188,12 +197,42 @@ fn step_seq(seq: &Sequence) -> StepSeq<'_> {
     }
 }
 
+/// Who takes which rows, in the order of `scheduled`.
+fn turns<'a>(
+    scheduled: &[&'a Sequence],
+    requests: &'a mut BTreeMap<u64, Request>,
+    mut rows: &'a [f32],
+    width: usize,
+) -> Vec<Turn<'a>> {
+    let mut turns: Vec<Turn<'_>> = scheduled
+        .iter()
+        .map(|seq| {
+            let (own, after) = rows.split_at(seq.logit_positions().len() * width);
+            rows = after;
+            Turn { seq, request: None, rows: own, outcome: Outcome::Finish }
+        })
+        .collect();
+    // The requests of those, each borrowed once: the map and the turns are gone through together, by id.
+    let mut by_id: Vec<(u64, usize)> = scheduled.iter().enumerate().map(|(at, seq)| (seq.id, at)).collect();
+    by_id.sort_unstable();
+    if let (Some(&(first, _)), Some(&(last, _))) = (by_id.first(), by_id.last()) {
+        let mut wanted = by_id.into_iter().peekable();
+        for (&id, request) in requests.range_mut(first..=last) {
+            while wanted.next_if(|&(other, _)| other < id).is_some() {}
+            if let Some((_, at)) = wanted.next_if(|&(other, _)| other == id) {
+                turns[at].request = Some(request);
+            }
+        }
+    }
+    turns
+}
+
 /// Everything that the engine's thread owns.
 pub(super) struct Core {
     executor: Box<dyn Executor>,
     row_width: usize,
     scheduler: Scheduler,
-    sampler: Sampler,
+    crew: Crew,
     requests: BTreeMap<u64, Request>,
     shared: Arc<Shared>,
 }
@@ -201,8 +240,8 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(executor: Box<dyn Executor>, limits: Limits, shared: Arc<Shared>) -> Self {
         let row_width = executor.spec().row_width;
-        let scheduler = Scheduler::new(limits);
-        Self { executor, row_width, scheduler, sampler: Sampler::default(), requests: BTreeMap::new(), shared }
+        let (scheduler, crew) = (Scheduler::new(limits), Crew::new(executor.threads()));
+        Self { executor, row_width, scheduler, crew, requests: BTreeMap::new(), shared }
     }
 
     fn serve(&mut self, commands: &Receiver<Command>) {
@@ -357,33 +396,29 @@ impl Core {
 
     /// Runs what is scheduled.
     fn execute(&mut self) -> Result<(), ExecError> {
-        let Self { executor, scheduler, sampler, requests, shared, row_width: width, .. } = self;
-        let scheduled = scheduler.running().iter().filter(|seq| seq.scheduled > 0);
-        let seqs: Vec<StepSeq<'_>> = scheduled.clone().map(step_seq).collect();
-        let rows: usize = scheduled.map(|seq| seq.logit_positions().len()).sum();
+        let Self { executor, scheduler, crew, requests, shared, row_width: width, .. } = self;
+        let scheduled: Vec<&Sequence> = scheduler.running().iter().filter(|seq| seq.scheduled > 0).collect();
+        let seqs: Vec<StepSeq<'_>> = scheduled.iter().map(|seq| step_seq(seq)).collect();
+        let rows: usize = scheduled.iter().map(|seq| seq.logit_positions().len()).sum();
         let logits = executor.execute(&Step { seqs: &seqs })?;
         if logits.len() != rows * *width {
             let got = logits.len();
             return Err(ExecError::Failed(format!("expected {rows} rows of {width} numbers, got {got}")));
         }
-        drop(seqs);
-        let mut rest = logits;
-        let mut finished = Vec::new();
-        scheduler.complete(|seq| {
-            let (rows, after) = rest.split_at(seq.logit_positions().len() * *width);
-            rest = after;
-            let outcome = match requests.get_mut(&seq.id) {
-                Some(request) => request.take_rows(seq, rows, *width, sampler, shared),
-                None => Outcome::Finish,
-            };
-            if outcome == Outcome::Finish {
-                finished.push(seq.id);
+        let mut turns = turns(&scheduled, requests, logits, *width);
+        crew.take_all(&mut turns, logits.len(), |turn, sampler| {
+            if let Some(request) = &mut turn.request {
+                turn.outcome = request.take_rows(turn.seq, turn.rows, *width, sampler, shared);
             }
-            outcome
         });
-        for id in finished {
-            self.requests.remove(&id);
-            self.executor.forget(id);
+        let outcomes: Vec<(u64, Outcome)> = turns.iter().map(|turn| (turn.seq.id, turn.outcome)).collect();
+        let mut next = outcomes.iter();
+        scheduler.complete(|_| next.next().map_or(Outcome::Finish, |&(_, outcome)| outcome));
+        for (id, outcome) in outcomes {
+            if outcome == Outcome::Finish {
+                self.requests.remove(&id);
+                self.executor.forget(id);
+            }
         }
         Ok(())
     }

@@ -6,6 +6,9 @@ pub mod cpu;
 pub mod cuda;
 pub mod reference;
 
+use std::sync::Arc;
+
+use ::kernels::cpu::Pool;
 use plugin_api::{Graph, LengthDependence, Value};
 
 /// Arithmetic of a model's matrix products, `--dtype`. Everything beside them is computed in f32.
@@ -258,6 +261,11 @@ pub trait Executor: Send {
 
     /// Runs one step and returns its rows as `[rows, row_width]`, row-major, in the order of `step.seqs`.
     fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError>;
+
+    /// Threads that have nothing to do between two steps, on which tokens can be chosen.
+    fn threads(&self) -> Option<Arc<Pool>> {
+        None
+    }
 
     /// The sequence was finished or preempted: executors that keep state per sequence drop it.
     fn forget(&mut self, id: u64) {

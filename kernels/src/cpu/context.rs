@@ -1,12 +1,14 @@
 //! What every kernel takes first: the instruction set and the thread pool. Built once at start-up by the executor.
 
+use std::sync::Arc;
+
 use super::{Isa, KernelError, Pool};
 
 /// The instruction set to use and the threads to use it on.
 #[derive(Debug)]
 pub struct Cpu {
     isa: Isa,
-    pool: Pool,
+    pool: Arc<Pool>,
 }
 
 /// How to build a [`Cpu`].
@@ -32,7 +34,7 @@ impl Cpu {
         if !isa.is_available() {
             return Err(KernelError::Isa { isa: isa.name() });
         }
-        Ok(Self { isa, pool: Pool::new(options.threads, options.pin)? })
+        Ok(Self { isa, pool: Arc::new(Pool::new(options.threads, options.pin)?) })
     }
 
     /// The instruction set in use: one that this processor has.
@@ -45,8 +47,8 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// The thread pool.
-    pub fn pool(&self) -> &Pool {
+    /// The thread pool; what else has work between two kernels may use it too.
+    pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 }

@@ -132,6 +132,30 @@ fn answers_do_not_depend_on_company_chunks_cache_or_preemption() {
 }
 
 #[test]
+fn answers_do_not_depend_on_the_threads_that_choose() {
+    // Rows so long that they are shared out as soon as two sequences run.
+    let mut options = SimOptions::new(40_000);
+    options.verify = false;
+    let requests: Vec<_> = workload(&mut Random(3), 9, 12)
+        .into_iter()
+        .map(|mut request| {
+            request.params.eos_token_ids.clear();
+            request
+        })
+        .collect();
+    let expected = alone(&requests, &options);
+    for threads in [2, 5] {
+        options.threads = kernels::cpu::Pool::new(threads, false).ok().map(std::sync::Arc::new);
+        let mut harness = Harness::new(options.clone(), limits(64));
+        let ids: Vec<u64> = requests.iter().map(|request| harness.submit(request.clone())).collect();
+        harness.finish(100);
+        for (id, expected) in ids.into_iter().zip(&expected) {
+            assert_eq!(&harness.transcript(id), expected);
+        }
+    }
+}
+
+#[test]
 fn parameters_end_a_generation_as_they_should() {
     let mut harness = Harness::new(options(None, PrefixCaching::Shared), limits(64));
     let base = SamplingParams { max_tokens: 50, temperature: 0.0, ..SamplingParams::default() };

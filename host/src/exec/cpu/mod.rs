@@ -371,6 +371,10 @@ impl CpuExecutor {
 }
 
 impl Executor for CpuExecutor {
+    fn threads(&self) -> Option<Arc<cpu::Pool>> {
+        Some(Arc::clone(self.cpu.pool()))
+    }
+
     fn spec(&self) -> &ExecSpec {
         &self.spec
     }
