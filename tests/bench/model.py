@@ -75,6 +75,19 @@ def vocabulary():
     return letters + [f"<unused{i}>" for i in range(CONFIG["vocab_size"] - len(letters))]
 
 
+def tokenizer(folder):
+    """The same vocabulary as the GGUF files have, for servers."""
+    words = vocabulary()
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    end = {"id": 0, "content": words[0], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    model = {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": [["t", "h"]]}
+    parts = {"pre_tokenizer": byte_level, "decoder": byte_level, "normalizer": None, "post_processor": None}
+    text = {"version": "1.0", "added_tokens": [{**end, "special": True}], **parts, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(text))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": words[0], "bos_token": words[0]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def as_gguf(path, weights, kind):
     writer = gguf.GGUFWriter(path, "llama")
     heads, kv_heads = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"]
@@ -118,6 +131,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     weights = list(tensors())
     checkpoint(folder, weights)
+    tokenizer(folder)
     for kind in ("bf16", "f16", "q8_0", "q4_0"):
         as_gguf(folder / f"{kind}.gguf", weights, kind)
 

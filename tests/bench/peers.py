@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 
+import servers
+
 HERE = pathlib.Path(__file__).resolve().parent
 PEERS = {
     "llama.cpp": ["llama-cpp-python", "numpy"],
@@ -31,7 +33,9 @@ MEASURES = {
     "decode": "decode, 1 stream",
     "prefill": "prefill, 512 tokens",
     "batch": "16 x (128 in + 128 out)",
+    "server": "server, 16 at once, 128 in + 128 out",
 }
+LATENCIES = {"ttft_p50": "TTFT p50", "ttft_p99": "TTFT p99", "itl_p99": "ITL p99"}
 LINEAR = 100_073_472  # weights of the model's matrix products, once each; the head is the embedding
 
 
@@ -143,6 +147,8 @@ def run(args):
                     continue
                 try:
                     rates = measure_host(args, precision) if name == "host" else measure_peer(args, name, precision)
+                    if name in servers.SERVERS:
+                        rates |= servers.measure(args, name, precision, python(args.work, name))
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     faults[name, precision] = str(error)[-300:]
                     print(f"{name}, {precision}: {error}", file=sys.stderr)
@@ -170,12 +176,13 @@ def versions(args, name):
     return f"{package} {ran.stdout.strip() or 'not installed'}"
 
 
-def medians(result):
-    """{(precision, measure): {engine: tokens a second}}."""
+def medians(result, measures=MEASURES):
+    """{(precision, measure): {engine: tokens a second, or milliseconds}}."""
     rates = {}
     for row in result["found"]:
-        for measure in MEASURES:
-            rates.setdefault((row["precision"], measure), {}).setdefault(row["engine"], []).append(row[measure])
+        for measure in measures:
+            if measure in row:
+                rates.setdefault((row["precision"], measure), {}).setdefault(row["engine"], []).append(row[measure])
     return {key: {name: sorted(v)[len(v) // 2] for name, v in by.items()} for key, by in rates.items()}
 
 
@@ -203,6 +210,15 @@ def table(result):
         share = f"{by['host'] / top:.0%}" if top and "host" in by else ""
         cells = [f"{by[name]:,.1f}" if name in by else "" for name in engines]
         lines.append(f"| {precision} | {MEASURES[measure]} | " + " | ".join(cells) + f" | {ratio} | {share} |")
+    return "\n".join(lines)
+
+
+def latencies(result):
+    lines = ["| precision | server, 16 at once (ms) | " + " | ".join(servers.SERVERS) + " |"]
+    lines += ["|---" * (len(servers.SERVERS) + 2) + "|"]
+    for (precision, measure), by in medians(result, LATENCIES).items():
+        cells = [f"{by[name]:,.0f}" if name in by else "" for name in servers.SERVERS]
+        lines.append(f"| {precision} | {LATENCIES[measure]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -246,11 +262,14 @@ def report(args):
 
 {table(result)}
 
+{latencies(result)}
+
 ![Ratios](peers.svg)
 
 *16 bit* is bf16 in `host` and vLLM, f16 in OpenVINO, the better of bf16 and f16 in llama.cpp; *int8* and *int4* are
 `--quantization` in `host`, GGUF's Q8_0 and Q4_0 elsewhere. The share of the ceiling is that of reading every weight once
-a step (decode), of the f32 peak (prefill).
+a step (decode), of the f32 peak (prefill). The server's requests are those of `host bench serve`; llama.cpp and OpenVINO have no
+server on PyPI that batches requests.
 """
     if faults:
         text += f"\nNot measured:\n\n{faults}"
