@@ -116,7 +116,8 @@ struct ServerArgs {
     /// deepseek_v3, glm4, pythonic or gpt_oss
     #[arg(long, env = "HOST_TOOL_CALL_PARSER", default_value = "auto", value_name = "FORMAT")]
     tool_call_parser: FormatChoice<ToolFormat>,
-    /// How the model marks its reasoning: auto (from the chat template), none, deepseek_r1, qwen3, mistral or gpt_oss
+    /// How the model marks its reasoning: auto (from the chat template), none, deepseek_r1, qwen3, seed_oss, mistral, gpt_oss, or
+    /// tags:START,END for any other pair of tags
     #[arg(long, env = "HOST_REASONING_PARSER", default_value = "auto", value_name = "FORMAT")]
     reasoning_parser: FormatChoice<ReasoningFormat>,
     /// Send a trace of each request to this collector (OTLP over HTTP), such as http://localhost:4318/v1/traces [default: what
@@ -151,8 +152,8 @@ impl Args {
             read_timeout: Duration::from_secs(s.read_timeout),
             max_connections: s.max_connections,
             access_log: !s.disable_access_log,
-            tool_call_parser: s.tool_call_parser,
-            reasoning_parser: s.reasoning_parser,
+            tool_call_parser: s.tool_call_parser.clone(),
+            reasoning_parser: s.reasoning_parser.clone(),
             unlogged: s.disable_access_log_for_endpoints.clone(),
             write_timeout: Duration::from_secs(s.write_timeout),
             hang_timeout: Duration::from_secs(s.hang_timeout),

@@ -10,7 +10,7 @@ use super::parsers::{ReasoningFormat, ToolFormat};
 use super::traces::Traces;
 
 /// A format of the model's text: given, or found in the chat template.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum FormatChoice<T> {
     /// What the chat template describes, if it describes one.
     #[default]
@@ -28,7 +28,7 @@ impl<T: FromStr<Err = String>> FromStr for FormatChoice<T> {
         match text {
             "auto" => Ok(Self::Auto),
             "none" => Ok(Self::Off),
-            name => name.parse().map(Self::Is).map_err(|error| format!("{error}; or auto, or none")),
+            name => name.parse().map(Self::Is).map_err(|error| format!("{error}, or auto, or none")),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod call;
 mod deepseek;
+mod formats;
 mod harmony;
 mod json_calls;
 mod mistral;
@@ -18,10 +19,10 @@ mod xml;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use serde_json::Value;
 
+pub use formats::{ReasoningFormat, ToolFormat};
 pub(crate) use reasoning::Reasoning;
 
 /// Something that the model did.
@@ -129,148 +130,6 @@ impl Schemas {
     }
 }
 
-macro_rules! formats {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $($text:literal)|+,)* }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($(#[$doc])* $variant,)* }
-
-        impl $name {
-            /// All names, aliases too.
-            pub const NAMES: &'static [&'static str] = &[$($($text,)+)*];
-        }
-
-        impl FromStr for $name {
-            type Err = String;
-
-            fn from_str(text: &str) -> Result<Self, String> {
-                match text {
-                    $($($text)|+ => Ok(Self::$variant),)*
-                    other => Err(format!("`{other}` is unknown; there are {}", Self::NAMES.join(", "))),
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let all = [$((Self::$variant, [$($text,)+][0]),)*];
-                f.write_str(all.iter().find(|(format, _)| format == self).map_or("", |(_, name)| name))
-            }
-        }
-    };
-}
-
-formats! {
-    /// How a model writes tool calls; names are vLLM's for `--tool-call-parser`.
-    ToolFormat {
-        /// `<tool_call>{"name": …, "arguments": …}</tool_call>`
-        Hermes = "hermes" | "qwen2_5",
-        /// `{"name": …, "parameters": …}`, with `<|python_tag|>` in front or not
-        Llama3Json = "llama3_json" | "llama4_json",
-        /// `[TOOL_CALLS]` and a list of calls, or `[TOOL_CALLS]name{…}`
-        Mistral = "mistral",
-        /// `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`
-        Qwen3Xml = "qwen3_xml" | "qwen3_coder",
-        /// `<｜tool▁calls▁begin｜>…`
-        DeepseekV3 = "deepseek_v3" | "deepseek_v31",
-        /// `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`
-        Glm4 = "glm4" | "glm45" | "glm47",
-        /// `[name(key=value), …]`
-        Pythonic = "pythonic" | "llama4_pythonic" | "olmo3",
-        /// Messages on channels
-        Harmony = "gpt_oss" | "openai" | "harmony",
-    }
-}
-
-formats! {
-    /// How a model marks its reasoning; names are vLLM's for `--reasoning-parser`.
-    ReasoningFormat {
-        /// Reasons from the start, up to `</think>`
-        DeepseekR1 = "deepseek_r1",
-        /// `<think>…</think>`, or no reasoning
-        Qwen3 = "qwen3" | "glm45" | "deepseek_v3" | "think",
-        /// `[THINK]…[/THINK]`
-        Mistral = "mistral",
-        /// Messages on channels
-        Harmony = "gpt_oss" | "openai_gptoss" | "harmony",
-    }
-}
-
-impl ToolFormat {
-    /// The format that a chat template describes to its model.
-    pub(crate) fn of_template(template: &str) -> Option<Self> {
-        let has = |mark: &str| template.contains(mark);
-        if has("<|channel|>") {
-            Some(Self::Harmony)
-        } else if has("<\u{ff5c}tool\u{2581}calls\u{2581}begin\u{ff5c}>") {
-            Some(Self::DeepseekV3)
-        } else if has("[TOOL_CALLS]") {
-            Some(Self::Mistral)
-        } else if has("<function=") && has("<parameter=") {
-            Some(Self::Qwen3Xml)
-        } else if has("<arg_key>") {
-            Some(Self::Glm4)
-        } else if has("<tool_call>") {
-            Some(Self::Hermes)
-        } else if has("<|python_start|>") {
-            Some(Self::Pythonic)
-        } else if has("<|python_tag|>") || has("\"parameters\": dictionary of argument name") {
-            Some(Self::Llama3Json)
-        } else {
-            None
-        }
-    }
-
-    /// Texts that must reach the parser, though they may be special tokens.
-    pub(crate) fn marks(self) -> &'static [&'static str] {
-        match self {
-            Self::Hermes | Self::Qwen3Xml | Self::Glm4 => &["<tool_call>"],
-            Self::Llama3Json => &["<|python_tag|>"],
-            Self::Mistral => &["[TOOL_CALLS]"],
-            Self::DeepseekV3 => &[deepseek::BEGIN],
-            Self::Pythonic => &["<|python_start|>"],
-            Self::Harmony => &["<|channel|>"],
-        }
-    }
-
-    fn parser(self, schemas: Schemas) -> Box<dyn Format> {
-        match self {
-            Self::Hermes => Box::new(json_calls::Hermes::default()),
-            Self::Llama3Json => Box::new(json_calls::Bare::default()),
-            Self::Mistral => Box::new(mistral::Mistral::default()),
-            Self::Qwen3Xml => Box::new(xml::Qwen3::new(schemas)),
-            Self::DeepseekV3 => Box::new(deepseek::Deepseek::default()),
-            Self::Glm4 => Box::new(xml::Glm4::new(schemas)),
-            Self::Pythonic => Box::new(pythonic::Pythonic::default()),
-            Self::Harmony => Box::new(harmony::Harmony::default()),
-        }
-    }
-}
-
-impl ReasoningFormat {
-    /// The format that a chat template describes.
-    pub(crate) fn of_template(template: &str) -> Option<Self> {
-        if template.contains("<|channel|>") {
-            Some(Self::Harmony)
-        } else if template.contains("[THINK]") {
-            Some(Self::Mistral)
-        } else if template.contains("</think>") {
-            Some(Self::Qwen3)
-        } else {
-            None
-        }
-    }
-
-    /// The marks around reasoning.
-    pub(crate) fn tags(self) -> (&'static str, &'static str) {
-        match self {
-            Self::DeepseekR1 | Self::Qwen3 => ("<think>", "</think>"),
-            Self::Mistral => ("[THINK]", "[/THINK]"),
-            Self::Harmony => ("<|channel|>analysis<|message|>", "<|end|>"),
-        }
-    }
-}
-
 /// What to look for in a text.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plan {
@@ -316,7 +175,7 @@ impl fmt::Debug for Parser {
 impl Parser {
     pub(crate) fn new(plan: &Plan) -> Self {
         let harmony = matches!(plan.tools, Tools::Auto(ToolFormat::Harmony))
-            || matches!(plan.reasoning, Some((ReasoningFormat::Harmony, _)));
+            || matches!(&plan.reasoning, Some((ReasoningFormat::Harmony, _)));
         let format: Option<Box<dyn Format>> = match &plan.tools {
             Tools::Named(name) => Some(Box::new(json_calls::Named::new(name))),
             Tools::Required => Some(Box::new(json_calls::List::default())),
@@ -325,8 +184,8 @@ impl Parser {
             Tools::Auto(format) => Some(format.parser(plan.schemas.clone())),
             Tools::None => None,
         };
-        let reasoning = plan.reasoning.filter(|(format, _)| *format != ReasoningFormat::Harmony);
-        Self { reasoning: reasoning.map(|(format, begun)| Reasoning::new(format, begun)), format }
+        let reasoning = plan.reasoning.as_ref().filter(|(format, _)| *format != ReasoningFormat::Harmony);
+        Self { reasoning: reasoning.map(|(format, begun)| Reasoning::new(format, *begun)), format }
     }
 
     /// Takes more text; gives what is decided by it.

@@ -20,8 +20,8 @@ enum State {
 pub(crate) struct Reasoning {
     scanner: Scanner,
     state: State,
-    start: &'static str,
-    end: &'static str,
+    start: String,
+    end: String,
     /// White space before the reasoning's end is not part of it, so it waits.
     space: String,
     said: bool,
@@ -29,9 +29,10 @@ pub(crate) struct Reasoning {
 
 impl Reasoning {
     /// `begun`: the prompt ends with the start tag.
-    pub(crate) fn new(format: ReasoningFormat, begun: bool) -> Self {
+    pub(crate) fn new(format: &ReasoningFormat, begun: bool) -> Self {
         let (start, end) = format.tags();
-        let state = if begun || format == ReasoningFormat::DeepseekR1 { State::Inside } else { State::Start };
+        let (start, end) = (start.to_owned(), end.to_owned());
+        let state = if begun || format.is_from_the_start() { State::Inside } else { State::Start };
         Self { scanner: Scanner::default(), state, start, end, space: String::new(), said: false }
     }
 
@@ -56,7 +57,7 @@ impl Reasoning {
                 State::Start => {
                     let trimmed = self.scanner.rest().trim_start();
                     let space = self.scanner.rest().len() - trimmed.len();
-                    if trimmed.starts_with(self.start) {
+                    if trimmed.starts_with(&self.start) {
                         self.scanner.take(space + self.start.len());
                         self.state = State::Inside;
                     } else if self.start.starts_with(trimmed) && !self.scanner.ended() {
@@ -69,16 +70,16 @@ impl Reasoning {
                     // Some models write the start tag though the prompt has it.
                     if !self.said && self.space.trim().is_empty() {
                         self.scanner.skip_space();
-                        match self.scanner.starts_with(self.start) {
+                        match self.scanner.starts_with(&self.start) {
                             None => return String::new(),
-                            Some(true) => {
+                            Some(true) if !self.start.is_empty() => {
                                 self.scanner.take(self.start.len());
                                 continue;
                             }
-                            Some(false) => {}
+                            Some(_) => {}
                         }
                     }
-                    match self.scanner.until(&[self.end]) {
+                    match self.scanner.until(&[&self.end]) {
                         Found::Mark(before, _) => {
                             self.think(&before, out);
                             self.state = State::Behind;

@@ -43,6 +43,10 @@ fn auto(format: ToolFormat) -> Plan {
     Plan { tools: Tools::Auto(format), schemas, reasoning: None }
 }
 
+fn tags(text: &str) -> ReasoningFormat {
+    text.parse().unwrap()
+}
+
 fn reasons(format: ReasoningFormat, begun: bool) -> Plan {
     Plan { reasoning: Some((format, begun)), ..Plan::default() }
 }
@@ -191,6 +195,11 @@ fn other_cases() -> Vec<Case> {
         (reasons(ReasoningFormat::DeepseekR1, false), "a</think> c", "c", "a", vec![]),
         (reasons(ReasoningFormat::DeepseekR1, true), "<think>a", "", "a", vec![]),
         (reasons(ReasoningFormat::Mistral, false), "[THINK]a[/THINK]b", "b", "a", vec![]),
+        (reasons(ReasoningFormat::SeedOss, false), "<seed:think>a</think></seed:think>b", "b", "a</think>", vec![]),
+        (reasons(tags("tags:<r>,</r>"), false), " <r> a<r> </r> b</r>", "b</r>", "a<r>", vec![]),
+        (reasons(tags("tags:<r>,</r>"), false), "a</r>b", "a</r>b", "", vec![]),
+        (reasons(tags("tags:<r>,</r>"), true), "a</r>b", "b", "a", vec![]),
+        (reasons(tags("tags:,|done|"), true), " a |done| b", "b", "a", vec![]),
         (
             Plan { reasoning: Some((ReasoningFormat::Qwen3, true)), ..auto(ToolFormat::Hermes) },
             "Use <tool_call>.</think>\n<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>",
@@ -233,23 +242,21 @@ fn every_character_alone_gives_the_same() {
     }
 }
 
+/// Every format there is, alone and one behind the other.
 fn plans() -> Vec<Plan> {
-    use ToolFormat::{DeepseekV3, Glm4, Harmony, Hermes, Llama3Json, Mistral, Pythonic, Qwen3Xml};
-    let formats = [Hermes, Llama3Json, Mistral, Qwen3Xml, DeepseekV3, Glm4, Pythonic, Harmony];
-    let mut plans: Vec<Plan> = formats.map(auto).to_vec();
+    let mut plans: Vec<Plan> = ToolFormat::NAMES.iter().map(|(format, _)| auto(*format)).collect();
     plans.push(Plan { tools: Tools::Named("f".into()), ..Plan::default() });
     plans.push(Plan { tools: Tools::Required, ..Plan::default() });
-    for format in
-        [ReasoningFormat::Qwen3, ReasoningFormat::DeepseekR1, ReasoningFormat::Mistral, ReasoningFormat::Harmony]
-    {
-        plans.push(reasons(format, false));
-        plans.push(Plan { reasoning: Some((format, true)), ..auto(Hermes) });
+    let named = ReasoningFormat::NAMES.iter().map(|(format, _)| format.clone());
+    for format in named.chain([tags("tags:<r>,</r>"), tags("tags:,</think>")]) {
+        plans.push(reasons(format.clone(), false));
+        plans.push(Plan { reasoning: Some((format, true)), ..auto(ToolFormat::Hermes) });
     }
     plans
 }
 
 /// Pieces of all formats, whole and broken, in any order.
-const FRAGMENTS: [&str; 58] = [
+const FRAGMENTS: [&str; 62] = [
     "<tool_call>",
     "</tool_call>",
     "\n",
@@ -305,6 +312,10 @@ const FRAGMENTS: [&str; 58] = [
     "</think>",
     "[THINK]",
     "[/THINK]",
+    "<seed:think>",
+    "</seed:think>",
+    "<r>",
+    "</r>",
     "é",
     "<",
     "thin",
@@ -315,7 +326,7 @@ proptest! {
 
     #[test]
     fn any_split_gives_the_same(
-        which in 0usize..18,
+        which in 0usize..1000,
         parts in prop::collection::vec(0usize..FRAGMENTS.len(), 0..24),
         cuts in prop::collection::vec(any::<bool>(), 1..40),
     ) {
@@ -326,7 +337,7 @@ proptest! {
     }
 
     #[test]
-    fn any_split_of_the_real_thing_gives_the_same(case in 0usize..32, cuts in prop::collection::vec(any::<bool>(), 1..40)) {
+    fn any_split_of_the_real_thing_gives_the_same(case in 0usize..1000, cuts in prop::collection::vec(any::<bool>(), 1..40)) {
         let cases: Vec<Case> = json_cases().into_iter().chain(other_cases()).collect();
         let (plan, text, ..) = &cases[case % cases.len()];
         prop_assert_eq!(run(plan, cut(text, &cuts)), run(plan, [*text]));
@@ -348,15 +359,69 @@ fn arguments_stream_as_they_are_written() {
 
 #[test]
 fn names_and_templates_choose_formats() {
-    for name in ToolFormat::NAMES {
-        assert!(name.parse::<ToolFormat>().is_ok());
+    // vLLM's names for the formats that are here.
+    for name in [
+        "hermes",
+        "llama3_json",
+        "llama4_json",
+        "llama4_pythonic",
+        "pythonic",
+        "olmo3",
+        "mistral",
+        "qwen3_xml",
+        "qwen3_coder",
+        "mimo",
+        "deepseek_v3",
+        "deepseek_v31",
+        "glm45",
+        "glm47",
+        "openai",
+        "glm4",
+        "gpt_oss",
+    ] {
+        let format: ToolFormat = name.parse().unwrap();
+        assert_eq!(format.to_string().parse(), Ok(format), "{name}");
+    }
+    for name in [
+        "deepseek_r1",
+        "deepseek_v3",
+        "qwen3",
+        "glm45",
+        "glm47",
+        "mimo",
+        "mistral",
+        "openai_gptoss",
+        "seed_oss",
+        "step3",
+        "minimax_m2",
+        "gpt_oss",
+        "tags:<a>,</a>",
+        "tags:,</a>",
+    ] {
+        let format: ReasoningFormat = name.parse().unwrap();
+        assert_eq!(format.to_string().parse(), Ok(format), "{name}");
     }
     assert_eq!("qwen3_coder".parse(), Ok(ToolFormat::Qwen3Xml));
     assert_eq!(ToolFormat::Qwen3Xml.to_string(), "qwen3_xml");
-    assert!("nonsense".parse::<ReasoningFormat>().unwrap_err().contains("deepseek_r1"));
+    assert_eq!(tags("tags: <a> , </a> "), tags("tags:<a>,</a>"));
     assert_eq!(ToolFormat::of_template("… <tool_call>{\"name\" …"), Some(ToolFormat::Hermes));
     assert_eq!(ToolFormat::of_template("<tool_call><function=x><parameter=y>"), Some(ToolFormat::Qwen3Xml));
     assert_eq!(ToolFormat::of_template("plain"), None);
     assert_eq!(ReasoningFormat::of_template("a </think> b"), Some(ReasoningFormat::Qwen3));
+    assert_eq!(ReasoningFormat::of_template("a </seed:think> b"), Some(ReasoningFormat::SeedOss));
     assert_eq!(ReasoningFormat::of_template("plain"), None);
+}
+
+#[test]
+fn unknown_names_are_refused_with_the_nearest_and_the_list() {
+    let error = "herms".parse::<ToolFormat>().unwrap_err();
+    assert!(error.contains("did you mean hermes?") && error.contains("llama4_pythonic"), "{error}");
+    let error = "nonsense".parse::<ReasoningFormat>().unwrap_err();
+    assert!(!error.contains("did you mean") && error.contains("deepseek_r1") && error.contains("tags:"), "{error}");
+    let error = "deepseek-r1".parse::<ReasoningFormat>().unwrap_err();
+    assert!(error.contains("did you mean deepseek_r1?"), "{error}");
+    for bad in ["tags:", "tags:<a>", "tags:<a>,", "tags:<a>,</a>,<b>", "tags:,"] {
+        let error = bad.parse::<ReasoningFormat>().unwrap_err();
+        assert!(error.contains("tags:<think>,</think>"), "{error}");
+    }
 }

@@ -149,6 +149,10 @@ async fn formats_can_be_given_and_switched_off() {
         given.ok(PATH, says("so</think>[now()]", json!({"tools": tools()}))).await["choices"][0]["message"].clone();
     assert_eq!((calls(&message).len(), &message["reasoning"]), (1, &json!("so")));
     assert_eq!(message["content"], Value::Null);
+    let tags = "tags:<why>,</why>".parse().unwrap();
+    let given = server(ServerConfig { reasoning_parser: tags, ..ServerConfig::default() }).await;
+    let message = given.ok(PATH, says("<why>so</why> Yes.", json!({}))).await["choices"][0]["message"].clone();
+    assert_eq!((&message["content"], &message["reasoning"]), (&json!("Yes."), &json!("so")));
     let off = FormatChoice::Off;
     let config = ServerConfig { tool_call_parser: FormatChoice::Off, reasoning_parser: off, ..ServerConfig::default() };
     let off = server(config).await;

@@ -17,8 +17,8 @@ fn template<'a>(state: &'a AppState, own: Option<&'a str>, with_tools: bool) -> 
 
 /// How the model writes tool calls, if that is known.
 pub(crate) fn tools(state: &AppState, own_template: Option<&str>) -> Option<ToolFormat> {
-    match state.config.tool_call_parser {
-        FormatChoice::Is(format) => Some(format),
+    match &state.config.tool_call_parser {
+        FormatChoice::Is(format) => Some(*format),
         FormatChoice::Off => None,
         FormatChoice::Auto => ToolFormat::of_template(template(state, own_template, true)?),
     }
@@ -26,8 +26,8 @@ pub(crate) fn tools(state: &AppState, own_template: Option<&str>) -> Option<Tool
 
 /// How the answer to `prompt` marks reasoning, if it will, and whether the prompt has begun it.
 pub(crate) fn reasoning(state: &AppState, own_template: Option<&str>, prompt: &str) -> Option<(ReasoningFormat, bool)> {
-    let format = match state.config.reasoning_parser {
-        FormatChoice::Is(format) => format,
+    let format = match &state.config.reasoning_parser {
+        FormatChoice::Is(format) => format.clone(),
         FormatChoice::Off => return None,
         FormatChoice::Auto => ReasoningFormat::of_template(template(state, own_template, false)?)?,
     };
@@ -37,7 +37,8 @@ pub(crate) fn reasoning(state: &AppState, own_template: Option<&str>, prompt: &s
     if format != ReasoningFormat::Harmony && prompt.ends_with(end) {
         return None;
     }
-    Some((format, prompt.ends_with(start)))
+    let begun = prompt.ends_with(start);
+    Some((format, begun))
 }
 
 /// What looking for all that asks of the generation: tokens that must be seen, and where a grammar begins.
@@ -50,7 +51,7 @@ pub(crate) fn adjust(state: &AppState, meaning: &Meaning, params: &mut RequestPa
         Tools::Auto(format) => format.marks(),
         _ => &[],
     };
-    let tags = match meaning.plan.reasoning {
+    let tags = match &meaning.plan.reasoning {
         Some((ReasoningFormat::Harmony, _)) => ["<|channel|>", "<|message|>"].to_vec(),
         Some((format, _)) => vec![format.tags().0, format.tags().1],
         None => Vec::new(),
@@ -58,11 +59,11 @@ pub(crate) fn adjust(state: &AppState, meaning: &Meaning, params: &mut RequestPa
     if tools.iter().chain(&tags).any(|mark| special(mark)) {
         params.skip_special_tokens = false;
     }
-    if let (Some(grammar), Some((format, begun))) = (&params.grammar, meaning.plan.reasoning) {
+    if let (Some(grammar), Some((format, begun))) = (&params.grammar, &meaning.plan.reasoning) {
         let behind = match format {
             ReasoningFormat::Harmony => "<|channel|>final<|message|>",
             // Reasoning that nobody will see is not waited for, nor reasoning that may never come.
-            _ if !meaning.reasoning || !(begun || format == ReasoningFormat::DeepseekR1) => return Ok(()),
+            _ if !meaning.reasoning || !(*begun || format.is_from_the_start()) => return Ok(()),
             _ => format.tags().1,
         };
         params.grammar = Some(grammar.after(&encode(tokenizer, behind)?));
