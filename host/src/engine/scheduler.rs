@@ -6,6 +6,7 @@
 //! a budget of tokens. What runs goes on first, each sequence at least one token a step, the rest of the
 //! budget in order of (priority, arrival); then waiting sequences are admitted in that order, none
 //! overtaking another. If blocks run out, the last in order loses its own and waits to be computed again.
+//! A sequence whose next token is not chosen yet ([`Outcome::Wait`]) keeps its place and has no part in a step.
 
 use plugin_api::LengthDependence;
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ pub enum Outcome {
     Continue,
     /// This token was chosen.
     Token(u32),
+    /// Its next token will be chosen later: see [`Scheduler::decide`].
+    Wait,
     /// It ended.
     Finish,
 }
@@ -118,6 +121,10 @@ impl Scheduler {
         // What runs goes on, in order. The last in order, which has no part in this step yet, gives way.
         let mut at = 0;
         while at < self.running.len() {
+            if self.running[at].waits() {
+                at += 1;
+                continue;
+            }
             let others = self.running.len() - at - 1; // each keeps one token of the budget
             let chunk = chunk(&self.running[at], budget - others, rows);
             self.leave_window(at);
@@ -168,20 +175,15 @@ impl Scheduler {
             seq.scheduled = 0;
             seq.prompt_rows = seq.prompt_rows.map(|row| row.max(seq.computed)).filter(|row| row + 1 < seq.prompt_len);
             remember(pool, seq);
-            match outcome {
-                Outcome::Continue => {}
-                Outcome::Token(token) => {
-                    seq.tokens.push(token);
-                    let class = limits.class(seq.tokens.len());
-                    if class != seq.class {
-                        pool.release_all(&mut seq.blocks);
-                        seq.restart(class);
-                    }
-                }
-                Outcome::Finish => pool.release_all(&mut seq.blocks),
-            }
-            outcome != Outcome::Finish
+            settle(pool, limits, seq, outcome)
         });
+    }
+
+    /// Asks for the outcome of each sequence that waits for its token, in order. Not between [`Self::schedule`] and
+    /// [`Self::complete`].
+    pub fn decide(&mut self, mut outcome: impl FnMut(&Sequence) -> Outcome) {
+        let Self { running, pool, limits, .. } = self;
+        running.retain_mut(|seq| !seq.waits() || settle(pool, limits, seq, outcome(seq)));
     }
 
     /// The step failed: removes its sequences and returns their ids.
@@ -353,6 +355,23 @@ fn chunk(seq: &Sequence, budget: usize, rows: usize) -> usize {
     let chunk = budget.min(seq.tokens.len() - seq.computed);
     // Rows for prompt_logprobs are bounded too, but one token is always allowed.
     seq.prompt_rows.map_or(chunk, |from| chunk.min(from.saturating_sub(seq.computed) + rows.max(1)))
+}
+
+/// What an outcome makes of a sequence; false if it ended.
+fn settle(pool: &mut BlockPool, limits: &Limits, seq: &mut Sequence, outcome: Outcome) -> bool {
+    match outcome {
+        Outcome::Continue | Outcome::Wait => {}
+        Outcome::Token(token) => {
+            seq.tokens.push(token);
+            let class = limits.class(seq.tokens.len());
+            if class != seq.class {
+                pool.release_all(&mut seq.blocks);
+                seq.restart(class);
+            }
+        }
+        Outcome::Finish => pool.release_all(&mut seq.blocks),
+    }
+    outcome != Outcome::Finish
 }
 
 /// The budget that is left after what `seq` got.

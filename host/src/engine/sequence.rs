@@ -81,6 +81,11 @@ impl Sequence {
         self.computed + self.scheduled
     }
 
+    /// Whether all of it is computed, and its next token is not chosen yet.
+    pub fn waits(&self) -> bool {
+        self.computed == self.tokens.len()
+    }
+
     /// Whether a token is to be chosen after the present step.
     pub fn samples(&self) -> bool {
         self.scheduled > 0 && self.step_end() == self.tokens.len()

@@ -1,13 +1,14 @@
 //! The step loop: takes requests, asks the scheduler, runs the executor, chooses tokens, sends events.
 //! The only place where the parts of the engine meet. Runs on the engine's thread ([`run`]); tests call
-//! [`Core::step`] themselves. It never waits for a client: every event has its room in the channel.
+//! [`Core::step`] themselves. It never waits for a client: every event has its room in the channel. Nor for a
+//! guide: a sequence whose mask is not there yet keeps its logits and stays out of the next steps.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
@@ -21,6 +22,9 @@ use super::scheduler::{Limits, Outcome, Scheduler};
 use super::sequence::Sequence;
 use super::stats::{EngineState, Shared};
 use crate::exec::{ExecError, Executor, Step, StepSeq};
+
+/// How long the engine sleeps when all that runs waits for masks: less than most of them take.
+const NAP: Duration = Duration::from_micros(50);
 
 /// The thread's main function.
 pub(super) fn run(mut core: Core, commands: Receiver<Command>) {
@@ -55,6 +59,8 @@ struct Request {
     max_len: usize,
     history: History,
     guide: Option<Box<dyn Guide>>,
+    /// The logits that its next token is chosen from, while the guide is not ready.
+    late: Option<Vec<f32>>,
     /// Not a token but a vector is wanted.
     pool: Option<Pool>,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
@@ -90,13 +96,29 @@ impl Request {
         if self.pool.is_some() {
             return self.take_hidden(seq, rows, width, shared);
         }
-        match self.try_take_logits(seq, rows, width, sampler, shared) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                self.send(EngineEvent::Failed(error.to_string()));
-                Outcome::Finish
-            }
+        let outcome = self.try_take_logits(seq, rows, width, sampler, shared);
+        self.or_fail(outcome)
+    }
+
+    /// Chooses the next token from logits that waited for the guide, if that is ready.
+    fn take_late(&mut self, seq: &Sequence, sampler: &mut Sampler, shared: &Shared) -> Outcome {
+        if !self.is_ready() {
+            return Outcome::Wait;
         }
+        let Some(row) = self.late.take() else { return Outcome::Wait };
+        let outcome = self.choose(seq, &row, sampler, shared);
+        self.or_fail(outcome)
+    }
+
+    fn is_ready(&mut self) -> bool {
+        self.guide.as_mut().is_none_or(|guide| guide.is_ready())
+    }
+
+    fn or_fail(&self, outcome: Result<Outcome, SampleError>) -> Outcome {
+        outcome.unwrap_or_else(|error| {
+            self.send(EngineEvent::Failed(error.to_string()));
+            Outcome::Finish
+        })
     }
 
     fn take_hidden(&mut self, seq: &Sequence, rows: &[f32], width: usize, shared: &Shared) -> Outcome {
@@ -140,6 +162,22 @@ impl Request {
         if !seq.samples() {
             return Ok(Outcome::Continue);
         }
+        let row = &rows[rows.len() - vocab..];
+        if !self.is_ready() {
+            self.late = Some(row.to_vec());
+            return Ok(Outcome::Wait);
+        }
+        self.choose(seq, row, sampler, shared)
+    }
+
+    /// Chooses the next token and reports it.
+    fn choose(
+        &mut self,
+        seq: &Sequence,
+        row: &[f32],
+        sampler: &mut Sampler,
+        shared: &Shared,
+    ) -> Result<Outcome, SampleError> {
         if seq.output_len() == 0 {
             shared.prompt_tokens.fetch_add(seq.prompt_len as u64, Relaxed);
             shared.prompt_cached.fetch_add(seq.cached_tokens as u64, Relaxed);
@@ -149,7 +187,6 @@ impl Request {
                 self.send(EngineEvent::PromptLogprobs(prompt_logprobs));
             }
         }
-        let row = &rows[rows.len() - vocab..];
         let allowed = match &mut self.guide {
             Some(guide) => guide.allowed()?,
             None => None,
@@ -227,6 +264,11 @@ fn turns<'a>(
     turns
 }
 
+/// What came of each, without what it borrows.
+fn outcomes(turns: Vec<Turn<'_>>) -> Vec<(u64, Outcome)> {
+    turns.into_iter().map(|turn| (turn.seq.id, turn.outcome)).collect()
+}
+
 /// Everything that the engine's thread owns.
 pub(super) struct Core {
     executor: Box<dyn Executor>,
@@ -267,7 +309,18 @@ impl Core {
                 self.abort_all();
                 continue;
             }
-            self.step();
+            if !self.step() {
+                self.nap(commands);
+            }
+        }
+    }
+
+    /// Gives guides a moment, or less if a command comes.
+    fn nap(&mut self, commands: &Receiver<Command>) {
+        match commands.recv_timeout(NAP) {
+            Ok(command) => self.obey(command),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(NAP),
         }
     }
 
@@ -294,6 +347,7 @@ impl Core {
             max_len,
             history,
             guide,
+            late: None,
             pool: pooling.map(Pool::new),
             prompt_logprobs,
             events,
@@ -306,13 +360,18 @@ impl Core {
         self.requests.insert(id, request);
     }
 
-    /// One step: nothing happens if nothing is queued.
-    pub(super) fn step(&mut self) {
+    /// One step. Nothing happens if nothing is queued, or if all that runs waits for guides; then it returns false.
+    pub(super) fn step(&mut self) -> bool {
         self.drop_abandoned();
+        self.choose_late();
         let decision = self.scheduler.schedule();
         let now = Instant::now();
         for id in &decision.preempted {
             self.executor.forget(*id);
+            // Its logits are computed again.
+            if let Some(request) = self.requests.get_mut(id) {
+                request.late = None;
+            }
         }
         for id in decision.impossible {
             let what = "the KV cache cannot hold this sequence alone";
@@ -333,6 +392,34 @@ impl Core {
             }
         }
         self.publish(true);
+        decision.tokens > 0
+    }
+
+    /// Chooses the tokens of those whose guides were not ready when their logits were.
+    fn choose_late(&mut self) {
+        let Self { scheduler, crew, requests, shared, row_width: width, .. } = self;
+        let waiting: Vec<&Sequence> = scheduler.running().iter().filter(|seq| seq.waits()).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let numbers = waiting.len() * *width;
+        let mut turns = turns(&waiting, requests, &[], 0);
+        crew.take_all(&mut turns, numbers, |turn, sampler| {
+            if let Some(request) = &mut turn.request {
+                turn.outcome = request.take_late(turn.seq, sampler, shared);
+            }
+        });
+        let outcomes = outcomes(turns);
+        let mut next = outcomes.iter();
+        scheduler.decide(|_| next.next().map_or(Outcome::Finish, |&(_, outcome)| outcome));
+        self.forget_finished(&outcomes);
+    }
+
+    fn forget_finished(&mut self, outcomes: &[(u64, Outcome)]) {
+        for (id, _) in outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Finish) {
+            self.requests.remove(id);
+            self.executor.forget(*id);
+        }
     }
 
     /// A request runs for the first time, or again after preemption.
@@ -411,15 +498,10 @@ impl Core {
                 turn.outcome = request.take_rows(turn.seq, turn.rows, *width, sampler, shared);
             }
         });
-        let outcomes: Vec<(u64, Outcome)> = turns.iter().map(|turn| (turn.seq.id, turn.outcome)).collect();
+        let outcomes = outcomes(turns);
         let mut next = outcomes.iter();
         scheduler.complete(|_| next.next().map_or(Outcome::Finish, |&(_, outcome)| outcome));
-        for (id, outcome) in outcomes {
-            if outcome == Outcome::Finish {
-                self.requests.remove(&id);
-                self.executor.forget(id);
-            }
-        }
+        self.forget_finished(&outcomes);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! may cost. `server` and users of the library ask [`super::Llm::grammar`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
@@ -130,6 +130,19 @@ impl GrammarGuide {
 }
 
 impl Guide for GrammarGuide {
+    fn is_ready(&mut self) -> bool {
+        let State::Computing(answer) = &self.state else {
+            return true;
+        };
+        match answer.try_recv() {
+            Ok((matcher, mask)) => self.state = State::Ready(matcher, mask),
+            Err(TryRecvError::Empty) => return false,
+            // Asking for the mask says what is wrong.
+            Err(TryRecvError::Disconnected) => {}
+        }
+        true
+    }
+
     fn allowed(&mut self) -> Result<Option<&[u32]>, GuideError> {
         if self.waiting {
             return Ok(None);

@@ -12,3 +12,4 @@ mod overload;
 mod plugin;
 mod program;
 mod stop;
+mod stress;
