@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     }
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if cli::is_closed_output(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", cli::explain(&error));
             ExitCode::FAILURE

@@ -26,7 +26,7 @@ function serve(...flags) {
     let log = '';
     server.stderr.on('data', data => {
       log += data;
-      const address = log.match(/serving .* on (http:\S+)/);
+      const address = log.match(/serving .* on (http:\S+)\n/);
       if (address) resolve(new OpenAI({ baseURL: address[1], apiKey: 'none', maxRetries: 0, timeout: 120_000 }));
     });
     server.on('exit', () => reject(new Error(`the server ended:\n${log}`)));

@@ -1,21 +1,32 @@
 //! `host chat`: a conversation with a running server, in the terminal. Answers appear as they are generated; Ctrl-C
-//! stops an answer, not the program.
+//! stops an answer, and between answers the program.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use axum::http::Method;
+use futures_util::FutureExt;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
 use crate::client::{Client, Events};
 
-const HELP: &str = "/clear forgets the conversation, /exit ends it (as Ctrl-D does), Ctrl-C stops an answer.";
+const HELP: &str = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer.";
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// The server
-    #[arg(long, env = "HOST_BASE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
+    #[arg(
+        long,
+        alias = "base-url",
+        env = "HOST_BASE_URL",
+        default_value = "http://127.0.0.1:8000",
+        value_name = "URL"
+    )]
     url: String,
     /// Model to talk to [default: the first that the server names]
     #[arg(long, alias = "model", value_name = "NAME")]
@@ -37,7 +48,48 @@ pub(super) struct Args {
     temperature: Option<f64>,
 }
 
+/// What Ctrl-C means at the moment.
+#[derive(Default)]
+struct Interrupt {
+    answering: AtomicBool,
+    stop: Notify,
+}
+
+impl Interrupt {
+    /// Takes Ctrl-C from now on: between answers it ends the program, as if nobody took it.
+    fn watch(self: Arc<Self>, runtime: &Runtime) {
+        runtime.spawn(async move {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                if !self.answering.load(Ordering::SeqCst) {
+                    eprintln!();
+                    std::process::exit(130);
+                }
+                self.stop.notify_one();
+            }
+        });
+    }
+
+    /// Runs `work` as something that Ctrl-C stops; None if it did.
+    async fn or_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            result = work => Some(result),
+            () = self.stop.notified() => None,
+        }
+    }
+
+    fn begin(&self) {
+        // One that came when the last answer had just ended stops nothing.
+        let _ = self.stop.notified().now_or_never();
+        self.answering.store(true, Ordering::SeqCst);
+    }
+
+    fn end(&self) {
+        self.answering.store(false, Ordering::SeqCst);
+    }
+}
+
 /// How an answer ended.
+#[derive(Default)]
 struct Answer {
     text: String,
     tokens: u64,
@@ -46,7 +98,8 @@ struct Answer {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let interrupt = Arc::new(Interrupt::default());
     let client = Client::new(&args.url, args.api_key.clone())?;
     let model = match &args.model_name {
         Some(name) => name.clone(),
@@ -56,13 +109,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let mut messages: Vec<Value> = system.collect();
     if let Some(question) = &args.quick {
         messages.push(json!({"role": "user", "content": question}));
-        runtime.block_on(ask(&args, &client, &model, &messages))?;
+        runtime.block_on(ask(&args, &client, &model, &messages, &interrupt))?;
         return Ok(());
     }
     // Piped input is a script, not a conversation: no prompts, no figures.
     let talking = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     if talking {
         eprintln!("{model} at {}. {HELP}", args.url);
+        Arc::clone(&interrupt).watch(&runtime);
     }
     let begin = messages.len();
     let mut lines = std::io::stdin().lock().lines();
@@ -79,7 +133,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             "/clear" => messages.truncate(begin),
             question => {
                 messages.push(json!({"role": "user", "content": question}));
-                match runtime.block_on(ask(&args, &client, &model, &messages)) {
+                interrupt.begin();
+                let answer = runtime.block_on(ask(&args, &client, &model, &messages, &interrupt));
+                interrupt.end();
+                match answer {
                     Ok(answer) => {
                         if talking {
                             let rate = answer.tokens as f64 / answer.seconds.max(1e-9);
@@ -102,7 +159,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Sends the conversation and prints the answer as it comes.
-async fn ask(args: &Args, client: &Client, model: &str, messages: &[Value]) -> anyhow::Result<Answer> {
+async fn ask(
+    args: &Args,
+    client: &Client,
+    model: &str,
+    messages: &[Value],
+    interrupt: &Interrupt,
+) -> anyhow::Result<Answer> {
     let mut body = json!({
         "model": model, "messages": messages, "stream": true, "stream_options": {"include_usage": true},
     });
@@ -113,15 +176,17 @@ async fn ask(args: &Args, client: &Client, model: &str, messages: &[Value]) -> a
         body["temperature"] = json!(temperature);
     }
     let start = Instant::now();
-    let mut reply = client.send(Method::POST, "/v1/chat/completions", Some(&body)).await?.success().await?;
     let (mut events, mut out) = (Events::default(), std::io::stdout());
-    let mut answer = Answer { text: String::new(), tokens: 0, seconds: 0.0, stopped: false };
-    loop {
-        let bytes = tokio::select! {
-            bytes = reply.chunk() => bytes?,
-            _ = tokio::signal::ctrl_c() => { answer.stopped = true; None }
+    let mut answer = Answer::default();
+    let reply = async { client.send(Method::POST, "/v1/chat/completions", Some(&body)).await?.success().await };
+    let mut reply = interrupt.or_stopped(reply).await.transpose()?;
+    answer.stopped = reply.is_none();
+    while let Some(reply) = &mut reply {
+        let Some(bytes) = interrupt.or_stopped(reply.chunk()).await else {
+            answer.stopped = true;
+            break;
         };
-        let Some(bytes) = bytes else { break };
+        let Some(bytes) = bytes? else { break };
         events.push(&bytes);
         while let Some(event) = events.next_event() {
             if event == "[DONE]" {

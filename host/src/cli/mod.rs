@@ -118,6 +118,26 @@ pub fn explain(error: &anyhow::Error) -> String {
     text.trim_end().to_owned()
 }
 
+/// Whether who reads our output, such as `head`, has seen enough: nothing to complain about.
+pub fn is_closed_output(error: &anyhow::Error) -> bool {
+    let broken = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
+    // A server may break a connection too.
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken)) && stdout_is_closed()
+}
+
+#[cfg(unix)]
+fn stdout_is_closed() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = std::io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::OUT)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
+#[cfg(not(unix))]
+fn stdout_is_closed() -> bool {
+    true
+}
+
 /// Sends the log to stderr, so that output can be piped. `usual` is the level if none is asked for.
 fn start_log(args: &args::LogArgs, usual: &str) -> anyhow::Result<()> {
     let level = match (&args.log_level, args.uvicorn_log_level.as_deref()) {

@@ -128,3 +128,17 @@ fn the_type_of_the_cache_is_shown_and_what_it_cannot_be_is_named() {
     let reference = ["generate", "--kv-cache-dtype", "int8", "--executor", "reference", "-p", "a"];
     place.run(&reference).fails(&["--kv-cache-dtype is int8", "reference executor", "leave --kv-cache-dtype out"]);
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let place = Place::new();
+    for args in [&["inspect", "--plan"][..], &["completions", "bash"], &["man"], &["plugins", "list"]] {
+        let mut command = place.host(args);
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.as_str()), (Some(0), ""), "{args:?}");
+    }
+}

@@ -12,6 +12,15 @@ fn figure(report: &str, name: &str) -> f64 {
 }
 
 #[test]
+fn a_benchmark_that_cannot_begin_names_the_flags() {
+    let place = Place::new();
+    let server = place.serve(&[]);
+    let url = format!("http://{}", server.address());
+    // The defaults are vLLM's, and too long for the demo model.
+    place.run(&["bench", "serve", "--base-url", &url]).fails(&["1024 tokens", "--random-input-len"]);
+}
+
+#[test]
 fn bench_serve_reports_and_saves_the_figures_of_vllm() {
     let place = Place::new();
     let server = place.serve(&[]);

@@ -157,7 +157,14 @@ async fn bench(args: Args) -> anyhow::Result<()> {
     let warm: Vec<Job> = jobs.iter().cycle().take(args.load.num_warmups).map(copy).collect();
     let (warmed, _) = load::run(&client, path, warm, None, Arc::default()).await;
     if let Some(error) = warmed.iter().find_map(|outcome| outcome.error.as_ref()) {
-        bail!("the first request failed: {error}");
+        let Prompts { random_input_len: input, random_output_len: output, dataset_path, .. } = &args.prompts;
+        let lengths = match dataset_path {
+            None => format!(
+                " (prompts of {input} tokens and answers of {output}: --random-input-len and --random-output-len set them)"
+            ),
+            Some(_) => String::new(),
+        };
+        bail!("the first request failed: {error}{lengths}");
     }
     let done = Arc::new(AtomicUsize::new(0));
     let bar = if args.report.disable_tqdm { ProgressBar::hidden() } else { ProgressBar::new(jobs.len() as u64) };

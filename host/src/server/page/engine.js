@@ -76,10 +76,11 @@ async function look() {
   drawFacts();
 }
 
-const facts = new Map();
+// In this order, whichever is known first.
+const facts = new Map(['Context', 'Architecture', 'Plugin', 'Arithmetic', 'Prefix cache hits', 'Memory'].map(name => [name, null]));
 
 function drawFacts() {
-  $('facts').replaceChildren(...[...facts].flatMap(([name, value]) => [make('dt', {}, name), make('dd', {}, value)]));
+  $('facts').replaceChildren(...[...facts].filter(([, value]) => value !== null).flatMap(([name, value]) => [make('dt', {}, name), make('dd', {}, value)]));
 }
 
 function watchEngine() {
