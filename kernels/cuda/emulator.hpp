@@ -581,5 +581,11 @@ inline bool first_to_set(u64* at, u64 value) {
     *at = value;
     return true;
 }
+inline void add_to(u64* at, u64 value) {
+    emulator::Unseen unseen;
+    *at += value;
+}
+inline u64 high_of_product(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+inline i64 nearest_whole(float x) { return std::llrintf(x); }
 template <class T> inline T min(T a, T b) { return a < b ? a : b; }
 template <class T> inline T max(T a, T b) { return a > b ? a : b; }

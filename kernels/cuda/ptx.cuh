@@ -20,6 +20,15 @@ __device__ __forceinline__ u32 bf16_pair(float low, float high) {
 // Writes `value` where 0 stands; whether this call did.
 __device__ __forceinline__ bool first_to_set(u64* at, u64 value) { return atomicCAS(at, 0ull, value) == 0ull; }
 
+// Adds to a whole number that other threads may add to as well.
+__device__ __forceinline__ void add_to(u64* at, u64 value) { atomicAdd(at, value); }
+
+// The upper half of the product of 64 by 64 bits.
+__device__ __forceinline__ u64 high_of_product(u64 a, u64 b) { return __umul64hi(a, b); }
+
+// To the nearest whole number, of two equally near ones the even.
+__device__ __forceinline__ i64 nearest_whole(float x) { return __float2ll_rn(x); }
+
 // Begins copying 16 bytes to shared memory; both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
     u32 at = (u32)__cvta_generic_to_shared(shared);

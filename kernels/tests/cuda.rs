@@ -3,7 +3,7 @@
 
 mod table;
 
-use kernels::cuda::{Cuda, EmulatedOptions, emulated};
+use kernels::cuda::{Cuda, Draw, EmulatedOptions, View, emulated, sample};
 use table::On;
 
 /// Schedules that every case runs in.
@@ -74,4 +74,31 @@ fn norms_and_softmax_match_f64() {
 #[test]
 fn elementwise_kernels_match_f64() {
     check(&["activate", "gated", "add", "rope", "mul", "scale", "zip", "argmax", "embed", "gather"]);
+}
+
+#[test]
+fn tokens_are_those_of_a_sorted_row() {
+    check(&["sample/"]);
+}
+
+#[test]
+fn draws_that_cannot_be_are_refused_by_name() {
+    let device = device(0);
+    let memory = device.upload(&[0; 4 * 2 * 3]).unwrap();
+    let rows = View::<f32>::dense(&memory, 2, 3);
+    let draw = table::sample::plain(0, 1.0);
+    let refused = |draws: &[(usize, &Draw)]| sample(&device, rows, draws).unwrap_err().to_string();
+    for (name, wrong) in [
+        ("draw.temperature", Draw { temperature: f32::NAN, ..draw.clone() }),
+        ("draw.top_p", Draw { top_p: -0.5, ..draw.clone() }),
+        ("draw.min_p", Draw { min_p: f32::INFINITY, ..draw.clone() }),
+        ("draw.seen", Draw { seen: vec![(0, u32::MAX)], ..draw.clone() }),
+    ] {
+        assert!(refused(&[(0, &wrong)]).contains(name), "{name}: {}", refused(&[(0, &wrong)]));
+    }
+    assert!(refused(&[(2, &draw)]).contains("draws"));
+    assert!(refused(&[(0, &draw), (0, &draw)]).contains("each once"));
+    let none = View::<f32>::dense(&memory, 2, 0);
+    assert!(sample(&device, none, &[]).unwrap_err().to_string().contains("rows.cols"));
+    assert_eq!(sample(&device, rows, &[]), Ok(vec![]));
 }

@@ -119,6 +119,25 @@ fn a_block_index_that_is_off_by_one() {
 }
 
 #[test]
+fn a_removed_barrier_between_the_digits_of_a_draw() {
+    let edit = (
+        "        bool alone = bin < BINS && room.counts[bin] == 1;\n        __syncthreads();\n",
+        "        bool alone = bin < BINS && room.counts[bin] == 1;\n",
+    );
+    noticed(
+        (Module::Sample, edit.0, edit.1),
+        &[" for ", "no thread can go on", "different", "missing from a collective"],
+        cases("sample/", 9),
+    );
+}
+
+#[test]
+fn a_draw_that_is_off_by_one_where_a_digit_ends() {
+    let edit = ("wanted <= before + here", "wanted < before + here");
+    noticed((Module::Sample, edit.0, edit.1), &[" for "], cases("sample/all", 9));
+}
+
+#[test]
 fn an_argument_of_another_kind() {
     let edit = ("float offset, float eps, int width,", "float offset, float eps, i64 width,");
     noticed((Module::Rows, edit.0, edit.1), &["takes parameters"], cases("rms_norm/", 1));

@@ -1,5 +1,6 @@
 //! Helpers of the end-to-end tests.
 
+pub mod emulated;
 pub mod executors;
 pub mod gguf;
 pub mod hidden;

@@ -63,7 +63,7 @@ fn row(entry: &Entry, worker: &str) -> Row {
 }
 
 /// A message without the folders that differ from run to run.
-fn without_paths(message: &str) -> String {
+pub(crate) fn without_paths(message: &str) -> String {
     let words = message.split(' ').filter(|w| !w.starts_with('/') && !w.starts_with("`/"));
     words.collect::<Vec<_>>().join(" ")
 }

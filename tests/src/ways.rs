@@ -103,6 +103,39 @@ pub fn check_emulated(name: &str, model_impl: &'static str, worker: &str) {
     case.expect(&chunked, "chunks of 3", &known, &prompts);
 }
 
+/// Tokens of one entry that are drawn on the emulated CUDA device are those that the sampler draws from the same rows: of the
+/// same requests with log-probabilities, for which the rows come back.
+pub fn check_emulated_draws(name: &str, worker: &str) {
+    let entry = zoo::entry(name).expect("is in the zoo");
+    let golden = entry.golden().expect("has goldens");
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = entry.materialize(dir.path()).expect("materialises");
+    let llm = Llm::load(&emulated(&folder, "native", worker)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let prompts: Vec<&[u32]> = golden.prompts.iter().map(|p| p.prompt_ids.as_slice()).collect();
+    let plain = SamplingParams { max_tokens: Some(8), seed: Some(5), ..SamplingParams::default() };
+    let all = [
+        SamplingParams { temperature: 0.0, ..plain.clone() },
+        plain.clone(),
+        SamplingParams { temperature: 1.7, top_k: 20, ..plain.clone() },
+        SamplingParams { temperature: 1.3, top_p: 0.7, min_p: 0.02, seed: Some(6), ..plain.clone() },
+        SamplingParams { repetition_penalty: 1.4, frequency_penalty: 0.6, presence_penalty: -0.3, ..plain.clone() },
+        // Not for the device: both are the sampler's.
+        SamplingParams { logit_bias: vec![(3, 4.0)], ..plain },
+    ];
+    let mut different = std::collections::BTreeSet::new();
+    for params in all {
+        let ids = |logprobs: Option<i64>| -> Vec<Vec<u32>> {
+            let params = SamplingParams { logprobs, ..params.clone() };
+            let completions = llm.generate(&prompts, params).unwrap_or_else(|e| panic!("{name}: {e}"));
+            completions.into_iter().map(|mut c| c.choices.remove(0).token_ids).collect()
+        };
+        let drawn = ids(None);
+        assert_eq!(drawn, ids(Some(0)), "{name}: {params:?}");
+        different.insert(drawn);
+    }
+    assert!(different.len() > 4, "{name}: the parameters hardly matter");
+}
+
 /// One entry on the emulated CUDA device, each prompt alone: torch's ids. Or why it does not load there.
 pub fn try_emulated(name: &str, worker: &str) -> Result<(), String> {
     let entry = zoo::entry(name).expect("is in the zoo");
@@ -112,6 +145,10 @@ pub fn try_emulated(name: &str, worker: &str) -> Result<(), String> {
     let options = LlmOptions { trust_remote_code: true, ..emulated(&folder, "transformers", worker) };
     let case = Case { name: format!("{name} (emulated)"), golden: &golden, options, model_impl: "transformers" };
     let llm = Llm::load(&case.options).map_err(|e| e.to_string())?;
+    let executor = llm.info().executor.to_string();
+    if executor != "emulated" {
+        return Err(format!("there is no plan, so that the executor `{executor}` runs it, on the CPU"));
+    }
     let alone: Vec<Answer> = golden.prompts.iter().map(|p| case.generate(&llm, &[&p.prompt_ids]).remove(0).0).collect();
     case.compare_with_torch(&alone);
     Ok(())

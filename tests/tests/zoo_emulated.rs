@@ -1,9 +1,10 @@
 //! Models of the zoo on the emulated CUDA device, through `Llm::load` and the engine; see `ways.rs`. What runs there is what
 //! runs on a GPU: the same plan, kernels and executor. Slow, so it is a sample of kinds. Others are tried by
-//! `HOST_TEST_ZOO=mamba2,lfm2 cargo test -p host-tests --test zoo_emulated named -- --nocapture` (`all`: the whole zoo).
+//! `HOST_TEST_ZOO=mamba2,lfm2 cargo test -p host-tests --test zoo_emulated named -- --nocapture` (`all`: the whole zoo); with
+//! `UPDATE_GOLDEN=1` that writes their rows of docs/cuda-support.md.
 
-use host_tests::ways::{check_emulated, try_emulated};
-use host_tests::zoo;
+use host_tests::emulated;
+use host_tests::ways::{check_emulated, check_emulated_draws};
 
 const WORKER: &str = env!("CARGO_BIN_EXE_plugin-worker");
 
@@ -52,21 +53,23 @@ fn granitemoehybrid_with_running_states() {
     check_emulated("granitemoehybrid", "transformers", WORKER);
 }
 
-/// Each gives torch's ids, or the host says that no plan can be made: then no kernel is missing.
+#[test]
+fn tokens_drawn_on_the_device_are_those_of_the_sampler() {
+    check_emulated_draws("llama", WORKER);
+}
+
+/// Each gives torch's ids, or the host says that no plan can be made: then no kernel is missing. As docs/cuda-support.md says.
 #[test]
 fn named_entries_are_right_or_have_no_plan() {
     let named = std::env::var("HOST_TEST_ZOO").unwrap_or_else(|_| "mamba2,lfm2".into());
     let names: Vec<String> = match named.as_str() {
-        "all" => zoo::entries().iter().map(|entry| entry.name.to_string()).collect(),
+        "all" => emulated::names(),
         names => names.split(',').map(str::to_owned).collect(),
     };
-    for name in names {
-        match try_emulated(&name, WORKER) {
-            Ok(()) => println!("{name}: right"),
-            Err(why) => {
-                println!("{name}: {why}");
-                assert!(!why.contains("CUDA executor"), "{name}: {why}");
-            }
-        }
-    }
+    emulated::check(&names, WORKER);
+}
+
+#[test]
+fn the_page_is_as_its_runs_wrote_it() {
+    emulated::check_page();
 }

@@ -17,11 +17,11 @@ use super::guide::Guide;
 use super::handle::{Command, Submission};
 use super::params::{EngineEvent, FinishReason, SamplingParams, Timings, TokenLogprobs};
 use super::pool::{Pool, Pooling};
-use super::sampler::{History, SampleError, Sampler};
+use super::sampler::{self, History, SampleError, Sampler};
 use super::scheduler::{Limits, Outcome, Scheduler};
 use super::sequence::Sequence;
 use super::stats::{EngineState, Shared};
-use crate::exec::{ExecError, Executor, Step, StepSeq};
+use crate::exec::{Draw, Drawn, ExecError, Executor, Step, StepRows, StepSeq};
 
 /// How long the engine sleeps when all that runs waits for masks: less than most of them take.
 const NAP: Duration = Duration::from_micros(50);
@@ -84,19 +84,19 @@ impl Request {
         Timings { arrival, first_scheduled, first_token, finished: Instant::now() }
     }
 
-    /// Takes the rows that the step gave for `seq`: reports on its prompt, chooses its next token or pools.
-    fn take_rows(
-        &mut self,
-        seq: &Sequence,
-        rows: &[f32],
-        width: usize,
-        sampler: &mut Sampler,
-        shared: &Shared,
-    ) -> Outcome {
+    /// How the executor may choose its next token in this step; none if it does not, or if its logits are wanted.
+    fn draw(&self, seq: &Sequence) -> Option<Draw> {
+        let Self { params, history, pool, guide, .. } = self;
+        let wants_row = pool.is_some() || guide.is_some() || params.logprobs.is_some() || seq.prompt_rows.is_some();
+        if !seq.samples() || wants_row { None } else { sampler::draw(params, history, self.seed) }
+    }
+
+    /// Takes what the step gave for `seq`: reports on its prompt, chooses its next token or pools.
+    fn take(&mut self, seq: &Sequence, given: Given<'_>, sampler: &mut Sampler, shared: &Shared) -> Outcome {
         if self.pool.is_some() {
-            return self.take_hidden(seq, rows, width, shared);
+            return self.take_hidden(seq, given.rows, given.width, shared);
         }
-        let outcome = self.try_take_logits(seq, rows, width, sampler, shared);
+        let outcome = self.try_take_logits(seq, given, sampler, shared);
         self.or_fail(outcome)
     }
 
@@ -147,8 +147,7 @@ impl Request {
     fn try_take_logits(
         &mut self,
         seq: &Sequence,
-        rows: &[f32],
-        vocab: usize,
+        Given { rows, width: vocab, drawn }: Given<'_>,
         sampler: &mut Sampler,
         shared: &Shared,
     ) -> Result<Outcome, SampleError> {
@@ -162,12 +161,29 @@ impl Request {
         if !seq.samples() {
             return Ok(Outcome::Continue);
         }
+        if let Some(drawn) = drawn {
+            self.note_prompt(seq, shared);
+            return self.take_token(seq, sampler::token_of(drawn)?, None, shared);
+        }
         let row = &rows[rows.len() - vocab..];
         if !self.is_ready() {
             self.late = Some(row.to_vec());
             return Ok(Outcome::Wait);
         }
         self.choose(seq, row, sampler, shared)
+    }
+
+    /// Counts and reports its prompt, before its first token.
+    fn note_prompt(&mut self, seq: &Sequence, shared: &Shared) {
+        if seq.output_len() == 0 {
+            shared.prompt_tokens.fetch_add(seq.prompt_len as u64, Relaxed);
+            shared.prompt_cached.fetch_add(seq.cached_tokens as u64, Relaxed);
+            self.first_token = Some(Instant::now());
+            if self.params.prompt_logprobs.is_some() {
+                let prompt_logprobs = std::mem::take(&mut self.prompt_logprobs);
+                self.send(EngineEvent::PromptLogprobs(prompt_logprobs));
+            }
+        }
     }
 
     /// Chooses the next token and reports it.
@@ -178,15 +194,7 @@ impl Request {
         sampler: &mut Sampler,
         shared: &Shared,
     ) -> Result<Outcome, SampleError> {
-        if seq.output_len() == 0 {
-            shared.prompt_tokens.fetch_add(seq.prompt_len as u64, Relaxed);
-            shared.prompt_cached.fetch_add(seq.cached_tokens as u64, Relaxed);
-            self.first_token = Some(Instant::now());
-            if self.params.prompt_logprobs.is_some() {
-                let prompt_logprobs = std::mem::take(&mut self.prompt_logprobs);
-                self.send(EngineEvent::PromptLogprobs(prompt_logprobs));
-            }
-        }
+        self.note_prompt(seq, shared);
         let allowed = match &mut self.guide {
             Some(guide) => guide.allowed()?,
             None => None,
@@ -197,6 +205,17 @@ impl Request {
             (Some(count), []) => Some(sampler.logprobs(row, token, count)?),
             (Some(_), others) => Some(sampler.logprobs_of(row, token, others)?),
         };
+        self.take_token(seq, token, logprobs, shared)
+    }
+
+    /// Reports its next token, and whether it is the last.
+    fn take_token(
+        &mut self,
+        seq: &Sequence,
+        token: u32,
+        logprobs: Option<TokenLogprobs>,
+        shared: &Shared,
+    ) -> Result<Outcome, SampleError> {
         let whole = self.guide.as_mut().map_or(Ok(false), |guide| guide.push(token))?;
         self.history.push(token);
         shared.generation_tokens.fetch_add(1, Relaxed);
@@ -219,8 +238,17 @@ impl Request {
 struct Turn<'a> {
     seq: &'a Sequence,
     request: Option<&'a mut Request>,
-    rows: &'a [f32],
+    given: Given<'a>,
     outcome: Outcome,
+}
+
+/// What a step gave for a sequence.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    /// Rows without gaps; none if the executor has chosen.
+    rows: &'a [f32],
+    width: usize,
+    drawn: Option<Drawn>,
 }
 
 fn step_seq(seq: &Sequence) -> StepSeq<'_> {
@@ -238,15 +266,17 @@ fn step_seq(seq: &Sequence) -> StepSeq<'_> {
 fn turns<'a>(
     scheduled: &[&'a Sequence],
     requests: &'a mut BTreeMap<u64, Request>,
-    mut rows: &'a [f32],
-    width: usize,
+    (mut rows, width): (&'a [f32], usize),
+    drawn: &[Option<Drawn>],
 ) -> Vec<Turn<'a>> {
     let mut turns: Vec<Turn<'_>> = scheduled
         .iter()
-        .map(|seq| {
-            let (own, after) = rows.split_at(seq.logit_positions().len() * width);
+        .zip(drawn)
+        .map(|(seq, &drawn)| {
+            let count = if drawn.is_some() { 0 } else { seq.logit_positions().len() };
+            let (own, after) = rows.split_at(count * width);
             rows = after;
-            Turn { seq, request: None, rows: own, outcome: Outcome::Finish }
+            Turn { seq, request: None, given: Given { rows: own, width, drawn }, outcome: Outcome::Finish }
         })
         .collect();
     // The requests of those, each borrowed once: the map and the turns are gone through together, by id.
@@ -403,7 +433,7 @@ impl Core {
             return;
         }
         let numbers = waiting.len() * *width;
-        let mut turns = turns(&waiting, requests, &[], 0);
+        let mut turns = turns(&waiting, requests, (&[], 0), &vec![None; waiting.len()]);
         crew.take_all(&mut turns, numbers, |turn, sampler| {
             if let Some(request) = &mut turn.request {
                 turn.outcome = request.take_late(turn.seq, sampler, shared);
@@ -486,16 +516,27 @@ impl Core {
         let Self { executor, scheduler, crew, requests, shared, row_width: width, .. } = self;
         let scheduled: Vec<&Sequence> = scheduler.running().iter().filter(|seq| seq.scheduled > 0).collect();
         let seqs: Vec<StepSeq<'_>> = scheduled.iter().map(|seq| step_seq(seq)).collect();
-        let rows: usize = scheduled.iter().map(|seq| seq.logit_positions().len()).sum();
-        let logits = executor.execute(&Step { seqs: &seqs })?;
-        if logits.len() != rows * *width {
-            let got = logits.len();
-            return Err(ExecError::Failed(format!("expected {rows} rows of {width} numbers, got {got}")));
+        let (step, width) = (Step { seqs: &seqs }, *width);
+        let draw = |seq: &&Sequence| requests.get(&seq.id).and_then(|request| request.draw(seq));
+        let draws: Vec<Option<Draw>> = match executor.draws() {
+            true => scheduled.iter().map(draw).collect(),
+            false => vec![None; scheduled.len()],
+        };
+        let StepRows { rows: logits, drawn } = executor.execute_and_draw(&step, &draws)?;
+        let undrawn = scheduled.iter().zip(&draws).filter(|(_, draw)| draw.is_none());
+        let rows: usize = undrawn.map(|(seq, _)| seq.logit_positions().len()).sum();
+        let asked = draws.iter().flatten().count();
+        if logits.len() != rows * width || drawn.len() != asked {
+            let got = format!("{} and {}", logits.len(), drawn.len());
+            let wanted = format!("{rows} rows of {width} numbers and {asked} tokens");
+            return Err(ExecError::Failed(format!("expected {wanted}, got {got}")));
         }
-        let mut turns = turns(&scheduled, requests, logits, *width);
+        let mut drawn = drawn.into_iter();
+        let drawn: Vec<Option<Drawn>> = draws.iter().map(|draw| draw.as_ref().and_then(|_| drawn.next())).collect();
+        let mut turns = turns(&scheduled, requests, (logits, width), &drawn);
         crew.take_all(&mut turns, logits.len(), |turn, sampler| {
             if let Some(request) = &mut turn.request {
-                turn.outcome = request.take_rows(turn.seq, turn.rows, *width, sampler, shared);
+                turn.outcome = request.take(turn.seq, turn.given, sampler, shared);
             }
         });
         let outcomes = outcomes(turns);

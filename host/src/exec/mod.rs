@@ -9,6 +9,7 @@ pub mod reference;
 use std::sync::Arc;
 
 use ::kernels::cpu::Pool;
+pub use ::kernels::cuda::{Draw, Drawn};
 use plugin_api::{Graph, LengthDependence, Value};
 
 /// Arithmetic of a model's matrix products, `--dtype`. Everything beside them is computed in f32.
@@ -251,6 +252,15 @@ pub enum ExecError {
     Failed(String),
 }
 
+/// What comes of a step in which tokens were chosen.
+#[derive(Debug)]
+pub struct StepRows<'a> {
+    /// The rows of the sequences without a draw, as [`Executor::execute`] gives them.
+    pub rows: &'a [f32],
+    /// What came of each draw, in order.
+    pub drawn: Vec<Drawn>,
+}
+
 /// Computes steps of one model. Owned by the engine's thread.
 pub trait Executor: Send {
     /// Fixed facts; the same for the life of the executor.
@@ -265,6 +275,21 @@ pub trait Executor: Send {
     /// Threads that have nothing to do between two steps, on which tokens can be chosen.
     fn threads(&self) -> Option<Arc<Pool>> {
         None
+    }
+
+    /// Whether [`Executor::execute_and_draw`] chooses tokens.
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// Runs one step in which the next tokens of some sequences are chosen where their logits are: of those that `draws`,
+    /// in the order of `step.seqs`, has a [`Draw`] for. They ask for [`LogitRows::Last`], and their rows do not come
+    /// back. Only for executors that [`Executor::draws`] is true of.
+    fn execute_and_draw(&mut self, step: &Step<'_>, draws: &[Option<Draw>]) -> Result<StepRows<'_>, ExecError> {
+        if draws.iter().any(Option::is_some) {
+            return Err(ExecError::BadStep("this executor chooses no tokens".into()));
+        }
+        Ok(StepRows { rows: self.execute(step)?, drawn: vec![] })
     }
 
     /// The sequence was finished or preempted: executors that keep state per sequence drop it.

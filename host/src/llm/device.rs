@@ -53,7 +53,7 @@ pub(super) fn place(
                 return Ok(None);
             }
             Err(Refused::Absent(why)) => {
-                tracing::debug!("on the CPU: {why}");
+                tracing::info!("on the CPU: {why}");
                 return Ok(None);
             }
             Err(Refused::Broken(why)) => {

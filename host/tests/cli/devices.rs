@@ -78,13 +78,18 @@ fn has_driver() -> bool {
 }
 
 #[test]
-fn without_a_driver_the_cpu_is_taken_in_silence_and_a_device_is_refused() {
+fn without_a_driver_the_cpu_is_taken_with_a_line_in_the_log_and_a_device_is_refused() {
     if has_driver() {
         return;
     }
     let place = Place::new();
     let output = place.run(&GENERATE);
     output.good();
+    let mut told = GENERATE.to_vec();
+    told.extend(["--log-level", "info"]);
+    let line = "on the CPU: there is no CUDA driver (libcuda.so.1 is not found)";
+    let output = place.run(&told);
+    assert_eq!(output.stderr.lines().filter(|l| l.contains(line)).count(), 1, "{}", output.stderr);
     let mut asked = GENERATE.to_vec();
     asked.extend(["--device", "cuda"]);
     place.run(&asked).fails(&["--device cuda", "there is no CUDA driver", "libcuda.so.1"]);
@@ -102,6 +107,11 @@ fn a_driver_that_does_not_work_is_named_in_one_line_and_the_cpu_is_taken() {
             "old",
             "int cuInit(unsigned f) { return 0; }\n".into(),
             &["the CUDA driver is too old: it has no cuDriverGetVersion"],
+        ),
+        (
+            "version",
+            one_device(9, 0).replace("*v = 13000", "*v = 11040"),
+            &["the CUDA driver is too old: it is for CUDA 11.4", "12.8"],
         ),
         ("none", all_functions(0), &["the CUDA driver sees no device"]),
         ("turing", one_device(7, 5), &["Fake 9000 has compute capability 7.5", "8.0"]),
@@ -126,6 +136,24 @@ fn a_driver_that_does_not_work_is_named_in_one_line_and_the_cpu_is_taken() {
     let mut asked = GENERATE.to_vec();
     asked.extend(["--device", "cuda:7"]);
     with_driver(&place, &folder, &asked).fails(&["there is no CUDA device 7", "counted from 0"]);
+}
+
+/// What the program needs to be started at all: libraries of the C runtime, and no others.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_program_links_no_library_of_cuda() {
+    let output = Command::new("readelf").args(["-d", env!("CARGO_BIN_EXE_host")]).output().expect("runs readelf");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let needed: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| Some(line.split_once('[')?.1.trim_end_matches(']')))
+        .collect();
+    assert!(needed.iter().any(|name| name.starts_with("libc.so")), "{text}");
+    let runtime = ["libc.so", "libm.so", "libgcc_s.so", "libdl.so", "libpthread.so", "librt.so", "ld-linux"];
+    for name in needed {
+        assert!(runtime.iter().any(|known| name.starts_with(known)), "the program links {name}");
+    }
 }
 
 #[test]

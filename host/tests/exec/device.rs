@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use ::kernels::cuda::{Cuda, EmulatedOptions, emulated};
 use host::exec::cpu::{LowerError, plan};
 use host::exec::cuda::{CudaExecutor, CudaOptions};
-use host::exec::{Dtype, KvCacheDtype};
+use host::exec::{Draw, Drawn, Dtype, Executor, KvCacheDtype, LogitRows, Step, StepRows, StepSeq};
 use host::graph::optimise;
 use host::hub::Weights;
 use plugin_api::Graph;
@@ -83,4 +83,57 @@ fn random_graphs_run_on_the_device_as_the_reference_computes_them() {
         ran += 1;
     }
     assert_eq!(ran, 40);
+}
+
+/// A step with draws: the rows without one come back as they do without any draw, and greedy draws are the most likely tokens.
+#[test]
+fn draws_take_the_place_of_rows() {
+    let graph = graph(LINES[0].2);
+    let weights = checkpoint(&graph, 5, Stored::F32);
+    let make = || {
+        let mut executor = executor(1, &graph, &weights, Dtype::Float32, KvCacheDtype::Float32).unwrap();
+        executor.allocate_cache(8).unwrap();
+        executor
+    };
+    let mut r = Random(8);
+    let tokens: Vec<Vec<u32>> = [5, 3, 7, 2].iter().map(|&n| r.tokens(n, kernels::VOCABULARY)).collect();
+    let rows = [LogitRows::Last, LogitRows::None, LogitRows::From(4), LogitRows::Last];
+    let seqs: Vec<StepSeq<'_>> = (0..4usize)
+        .map(|i| StepSeq {
+            id: i as u64,
+            tokens: &tokens[i],
+            computed: 0,
+            context_len: tokens[i].len(),
+            blocks: [&[0], &[1], &[2], &[3]][i],
+            logits: rows[i],
+        })
+        .collect();
+    let step = Step { seqs: &seqs };
+    let (mut plain, mut drawing) = (make(), make());
+    let width = plain.spec().row_width;
+    let all = plain.execute(&step).unwrap().to_vec();
+    assert_eq!(all.len(), 5 * width, "one row, three, and one");
+    let draw = Draw {
+        random: 0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        seen: vec![],
+    };
+    let best = |row: &[f32]| Drawn::Token((0..width).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32);
+    assert!(drawing.draws());
+    let draws = [Some(draw.clone()), None, None, Some(draw.clone())];
+    let StepRows { rows, drawn } = drawing.execute_and_draw(&step, &draws).unwrap();
+    assert_eq!(drawn, [best(&all[..width]), best(&all[4 * width..])]);
+    assert!(rows == &all[width..4 * width], "the rows without a draw");
+    let refused = |executor: &mut CudaExecutor, draws: &[Option<Draw>]| {
+        executor.execute_and_draw(&step, draws).map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(refused(&mut drawing, &draws[..2]).contains("2 draws for 4 sequences"));
+    let wrong = [None, Some(draw), None, None];
+    assert!(refused(&mut drawing, &wrong).contains("sequence 1 without a last row"));
 }

@@ -49,6 +49,9 @@ const PLAIN_SHARED: usize = 48 << 10;
 /// The lowest compute capability that kernels are compiled for: bf16 and asynchronous copies came with it.
 const LOWEST: (i32, i32) = (8, 0);
 
+/// The CUDA version that a driver must be for at least: the first that knows all architectures kernels are compiled for.
+pub const LOWEST_DRIVER: (i32, i32) = (12, 8);
+
 /// A driver that works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
@@ -119,7 +122,7 @@ pub fn driver() -> Result<Driver, CudaError> {
     for symbol in NEEDED.into_iter().chain([ATTRIBUTE]) {
         // SAFETY: only whether it is there is looked at.
         if unsafe { library.get::<*const ()>(symbol.as_bytes()) }.is_err() {
-            return Err(CudaError::OldDriver { symbol });
+            return Err(CudaError::OldDriver { what: format!("it has no {symbol}") });
         }
     }
     let (mut version, mut count): (c_int, c_int) = (0, 0);
@@ -132,8 +135,12 @@ pub fn driver() -> Result<Driver, CudaError> {
     if count <= 0 {
         return Err(CudaError::Unavailable("the CUDA driver sees no device".into()));
     }
+    let version = (version / 1000, version % 1000 / 10);
+    if version < LOWEST_DRIVER {
+        return Err(CudaError::OldDriver { what: format!("it is for CUDA {}.{}", version.0, version.1) });
+    }
     let devices = (0..count).map(info).collect::<Result<_, _>>()?;
-    Ok(Driver { version: (version / 1000, version % 1000 / 10), devices })
+    Ok(Driver { version, devices })
 }
 
 fn handle(ordinal: c_int) -> Result<sys::CUdevice, CudaError> {

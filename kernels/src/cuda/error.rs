@@ -10,14 +10,11 @@ pub enum CudaError {
     /// There is no driver, or no device.
     #[error("{0}")]
     Unavailable(String),
-    /// The driver lacks a function.
-    #[error(
-        "the CUDA driver is too old: it has no {symbol}; install a driver for CUDA 12.8 or newer (R570), or use \
-         --device cpu"
-    )]
+    /// The driver lacks a function, or is for a version of CUDA before [`super::LOWEST_DRIVER`].
+    #[error("the CUDA driver is too old: {what}; install a driver for CUDA 12.8 or newer (R570), or use --device cpu")]
     OldDriver {
-        /// What is missing.
-        symbol: &'static str,
+        /// What is missing, or its version.
+        what: String,
     },
     /// A call of the driver failed.
     #[error("{call}: {code}{hint}")]

@@ -20,7 +20,7 @@ mod ops;
 mod source;
 
 pub use device::{Args, Cuda, Device, Launch, Memory, Properties};
-pub use driver::{DeviceInfo, Driver, device, driver};
+pub use driver::{DeviceInfo, Driver, LOWEST_DRIVER, device, driver};
 pub use emulated::{EmulatedOptions, Sanitizer, emulated};
 pub use error::CudaError;
 pub use nvrtc::{Cubin, Nvrtc, cubin, nvrtc};

@@ -15,12 +15,21 @@ pub enum Module {
     Attention,
     /// Convolutions and running states.
     Recurrent,
+    /// The choice of tokens.
+    Sample,
 }
 
 impl Module {
     /// All of them.
-    pub const ALL: [Module; 6] =
-        [Module::Rows, Module::Elementwise, Module::Lanes, Module::Linear, Module::Attention, Module::Recurrent];
+    pub const ALL: [Module; 7] = [
+        Module::Rows,
+        Module::Elementwise,
+        Module::Lanes,
+        Module::Linear,
+        Module::Attention,
+        Module::Recurrent,
+        Module::Sample,
+    ];
 
     /// The name of the file.
     pub fn file(self) -> &'static str {
@@ -31,6 +40,7 @@ impl Module {
             Module::Linear => "linear.cu",
             Module::Attention => "attention.cu",
             Module::Recurrent => "recurrent.cu",
+            Module::Sample => "sample.cu",
         }
     }
 
@@ -43,6 +53,7 @@ impl Module {
             Module::Linear => include_str!("../../cuda/linear.cu"),
             Module::Attention => include_str!("../../cuda/attention.cu"),
             Module::Recurrent => include_str!("../../cuda/recurrent.cu"),
+            Module::Sample => include_str!("../../cuda/sample.cu"),
         }
     }
 }

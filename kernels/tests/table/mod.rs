@@ -10,6 +10,7 @@ pub mod linear;
 pub mod on;
 pub mod ops;
 pub mod recurrent;
+pub mod sample;
 
 pub use on::On;
 
@@ -46,10 +47,11 @@ pub fn test_cases() -> Vec<Case> {
     all
 }
 
-/// Those that a CUDA device has kernels for: all but quantised weights and caches.
+/// Those that a CUDA device has kernels for: all but quantised weights and caches; and the choice of tokens.
 pub fn device_cases() -> Vec<Case> {
     let mut all = test_cases();
     all.retain(|case| !["Int8", "Int4"].iter().any(|kind| case.name.contains(kind)));
+    all.extend(sample::device_cases());
     all
 }
 

@@ -1,5 +1,6 @@
 //! Turns a row of logits into a token. Follows vLLM's order: what a guide allows, allowed tokens, bad words, min_tokens and
-//! bias; then penalties; then temperature, min_p, top_k, top_p and the draw. Called by the step loop.
+//! bias; then penalties; then temperature, min_p, top_k, top_p and the draw. Called by the step loop. What an executor can do
+//! as well, on the device where the logits are, is a [`Draw`]: see [`draw`].
 //!
 //! A token depends on its own request only: random numbers are a function of (seed, position), and sums of
 //! probabilities do not depend on the order of adding (`numbers.rs`). Equal logits are ordered by token id.
@@ -13,6 +14,7 @@ use kernels::cpu::logits;
 
 use super::guide::GuideError;
 use super::params::{SamplingParams, TokenLogprobs};
+use crate::exec::{Draw, Drawn};
 
 /// What is less likely than the best token by more than this (as a logarithm) is never drawn: see `logits::whole`.
 const REACH: f32 = 29.0;
@@ -74,6 +76,11 @@ impl History {
         }
     }
 
+    /// Where the next token goes.
+    fn position(&self) -> u64 {
+        (self.prompt_len + self.output.len()) as u64
+    }
+
     /// The tokens chosen so far.
     pub fn output(&self) -> &[u32] {
         &self.output
@@ -119,8 +126,7 @@ impl Sampler {
         } else if params.greedy() {
             Ok(logits::first(logits, best) as u32)
         } else {
-            let position = (history.prompt_len + history.output.len()) as u64;
-            Ok(self.draw(logits, best, params, random(seed, position)))
+            Ok(self.draw(logits, best, params, random(seed, history.position())))
         };
         self.changed = changed;
         token
@@ -207,11 +213,49 @@ fn max(logits: &[f32]) -> Result<f32, SampleError> {
 }
 
 fn changes_logits(params: &SamplingParams, history: &History) -> bool {
+    excludes_or_biases(params, history) || history.counts.is_some()
+}
+
+/// Whether more than penalties changes logits.
+fn excludes_or_biases(params: &SamplingParams, history: &History) -> bool {
     params.allowed_token_ids.is_some()
         || !params.bad_words.is_empty()
         || history.output.len() < params.min_tokens
         || !params.logit_bias.is_empty()
-        || history.counts.is_some()
+}
+
+/// How an executor chooses the same token as [`Sampler::sample`] without a guide would; none if it needs what executors do
+/// not know: biases, and tokens that are excluded.
+pub fn draw(params: &SamplingParams, history: &History, seed: u64) -> Option<Draw> {
+    if excludes_or_biases(params, history) {
+        return None;
+    }
+    let mut seen: Vec<(u32, u32)> = Vec::new();
+    if let Some(counts) = &history.counts {
+        seen.extend(counts.iter().map(|(&token, &count)| (token, count)));
+        let in_prompt_only = history.prompt.iter().filter(|token| !counts.contains_key(token));
+        seen.extend(in_prompt_only.map(|&token| (token, 0)));
+    }
+    Some(Draw {
+        random: random(seed, history.position()),
+        temperature: if params.greedy() { 0.0 } else { params.temperature },
+        top_k: params.top_k,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        repetition_penalty: params.repetition_penalty,
+        frequency_penalty: params.frequency_penalty,
+        presence_penalty: params.presence_penalty,
+        seen,
+    })
+}
+
+/// The token that an executor has drawn.
+pub fn token_of(drawn: Drawn) -> Result<u32, SampleError> {
+    match drawn {
+        Drawn::Token(token) => Ok(token),
+        Drawn::NotFinite { token, value } => Err(SampleError::NotFinite { token, value }),
+        Drawn::NothingLeft => Err(SampleError::NothingLeft),
+    }
 }
 
 /// Excludes all tokens whose bit is not set.

@@ -1,5 +1,6 @@
 //! Tests of the engine as a whole; the harness drives [`Core`] step by step, without a thread.
 
+mod drawn;
 mod guides;
 mod invariance;
 mod lifecycle;

@@ -78,7 +78,7 @@ fn naive(logits: &[f32], params: &SamplingParams, prompt: &[u32], output: &[u32]
     kept[kept.len() - 1] as u32
 }
 
-fn random_params(random: &mut Random, vocab: usize) -> SamplingParams {
+pub(super) fn random_params(random: &mut Random, vocab: usize) -> SamplingParams {
     let ids = |random: &mut Random, most: usize| -> Vec<u32> {
         (0..random.range(1, most)).map(|_| random.below(vocab) as u32).collect()
     };

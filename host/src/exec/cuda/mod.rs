@@ -7,14 +7,19 @@
 //! [`Executor`], and by `llm`.
 //!
 //! Architecture invariant: as for the CPU executor, a sequence's logits depend on nothing but the sequence, bit for bit;
-//! the kernels keep one order of summation per output.
+//! the kernels keep one order of summation per output. Nor do its tokens, which are chosen on the device where the engine
+//! asks for that: as the engine's sampler would, from the same logits.
 
 mod calls;
 mod general;
 mod primitives;
 mod weights;
 
-use kernels::cuda::{Batch, BatchSeq, Cuda, CudaError, Faults, Memory, View as DeviceView, query_rows};
+use std::ops::Range;
+
+use kernels::cuda::{
+    Batch, BatchSeq, Cuda, CudaError, Faults, MAX_VOCAB, Memory, View as DeviceView, query_rows, sample,
+};
 use plugin_api::Graph;
 
 use self::primitives::Prepared;
@@ -22,8 +27,8 @@ use self::weights::DeviceStatic;
 use super::cpu::slots::Slots;
 use super::cpu::{Buffer, Call, Plan, RowKind, View, block_bytes, kv_shape, window_of_all};
 use super::{
-    BLOCK_SIZE, Dtype, ExecError, ExecSpec, Executor, Gives, KvCacheDtype, LogitRows, MAX_PROMPT_ROWS, PrefixCaching,
-    Step,
+    BLOCK_SIZE, Draw, Dtype, ExecError, ExecSpec, Executor, Gives, KvCacheDtype, LogitRows, MAX_PROMPT_ROWS,
+    PrefixCaching, Step, StepRows, StepSeq,
 };
 use crate::hub::Weights;
 
@@ -145,12 +150,7 @@ impl CudaExecutor {
             if computed >= len {
                 return Err(ExecError::BadStep(format!("sequence {} has nothing to compute", seq.id)));
             }
-            let from = match seq.logits {
-                LogitRows::None => len,
-                LogitRows::Last => len - 1,
-                LogitRows::From(position) => position.max(computed),
-            };
-            selected.extend((from..len).map(|p| (first_row + p - computed) as u32));
+            selected.extend((len - logit_rows(seq)..len).map(|p| (first_row + p - computed) as u32));
             first_row += len - computed;
         }
         let limits = [self.options.max_tokens, row_limits(&self.plan, &self.options)[1]];
@@ -164,9 +164,9 @@ impl CudaExecutor {
             )));
         }
         let inputs = self.plan.inputs;
-        let fill = |view: Option<View>, value: &dyn Fn(&super::StepSeq<'_>, usize) -> i64| {
+        let fill = |view: Option<View>, value: &dyn Fn(&StepSeq<'_>, usize) -> i64| {
             let Some(view) = view else { return Ok(()) };
-            let of_seq = |seq: &super::StepSeq<'_>| -> Vec<[u8; 8]> {
+            let of_seq = |seq: &StepSeq<'_>| -> Vec<[u8; 8]> {
                 (seq.computed..seq.tokens.len()).map(|p| value(seq, p).to_ne_bytes()).collect()
             };
             let bytes: Vec<[u8; 8]> = step.seqs.iter().flat_map(of_seq).collect();
@@ -192,22 +192,66 @@ impl CudaExecutor {
         Ok(self.batch.fill(seqs, &selected, &states)?)
     }
 
-    /// Waits for the device, and copies the logits.
-    fn finish(&mut self) -> Result<(), ExecError> {
-        self.faults.take()?;
+    /// Runs a step up to its rows, which stay on the device.
+    fn compute(&mut self, step: &Step<'_>) -> Result<(), ExecError> {
+        if self.cache.len() != self.plan.states.len() || self.states.len() != self.plan.slots.len() {
+            return Err(ExecError::BadStep("allocate_cache comes before the first step".into()));
+        }
+        self.begin(step)?;
+        for index in 0..self.plan.calls.len() {
+            self.call(index)?;
+        }
+        self.logits.clear();
+        Ok(())
+    }
+
+    /// Waits for the device, and copies these rows behind those that were copied before.
+    fn fetch(&mut self, rows: Range<usize>) -> Result<(), ExecError> {
         let view = self.plan.rows;
-        let rows = self.rows[1];
-        self.logits.resize(rows * view.cols, 0.0);
-        if rows == 0 {
+        if rows.is_empty() {
             return Ok(());
         }
-        let mut bytes = vec![0u8; ((rows - 1) * view.stride + view.cols) * 4];
-        self.buffers[view.buffer].read(view.offset * 4, &mut bytes)?;
-        for (row, to) in self.logits.chunks_exact_mut(view.cols).enumerate() {
+        let mut bytes = vec![0u8; ((rows.len() - 1) * view.stride + view.cols) * 4];
+        self.buffers[view.buffer].read((view.offset + rows.start * view.stride) * 4, &mut bytes)?;
+        for row in 0..rows.len() {
             let from = &bytes[row * view.stride * 4..][..view.cols * 4];
-            to.iter_mut().zip(from.as_chunks::<4>().0).for_each(|(x, b)| *x = f32::from_ne_bytes(*b));
+            self.logits.extend(from.as_chunks::<4>().0.iter().map(|b| f32::from_ne_bytes(*b)));
         }
         Ok(())
+    }
+}
+
+/// Rows with their draws, in order; and the rows that are to come back.
+type Places<'a> = (Vec<(usize, &'a Draw)>, Vec<Range<usize>>);
+
+/// Where the rows of each sequence of a step are, and what becomes of them.
+fn places<'a>(step: &Step<'_>, draws: &'a [Option<Draw>]) -> Result<Places<'a>, ExecError> {
+    if draws.len() != step.seqs.len() {
+        return Err(ExecError::BadStep(format!("{} draws for {} sequences", draws.len(), step.seqs.len())));
+    }
+    let (mut here, mut rest, mut row) = (vec![], Vec::<Range<usize>>::new(), 0);
+    for (seq, draw) in step.seqs.iter().zip(draws) {
+        let rows = row..row + logit_rows(seq);
+        row = rows.end;
+        match draw {
+            Some(draw) if seq.logits == LogitRows::Last => here.push((rows.start, draw)),
+            Some(_) => return Err(ExecError::BadStep(format!("a draw for sequence {} without a last row", seq.id))),
+            None => match rest.last_mut() {
+                Some(before) if before.end == rows.start => before.end = rows.end,
+                _ => rest.push(rows),
+            },
+        }
+    }
+    Ok((here, rest))
+}
+
+/// Rows that a sequence wants.
+fn logit_rows(seq: &StepSeq<'_>) -> usize {
+    let len = seq.tokens.len();
+    match seq.logits {
+        LogitRows::None => 0,
+        LogitRows::Last => 1,
+        LogitRows::From(position) => len.saturating_sub(position.max(seq.computed)),
     }
 }
 
@@ -287,15 +331,24 @@ impl Executor for CudaExecutor {
     }
 
     fn execute(&mut self, step: &Step<'_>) -> Result<&[f32], ExecError> {
-        if self.cache.len() != self.plan.states.len() || self.states.len() != self.plan.slots.len() {
-            return Err(ExecError::BadStep("allocate_cache comes before the first step".into()));
-        }
-        self.begin(step)?;
-        for index in 0..self.plan.calls.len() {
-            self.call(index)?;
-        }
-        self.finish()?;
+        self.compute(step)?;
+        self.faults.take()?;
+        self.fetch(0..self.rows[1])?;
         Ok(&self.logits)
+    }
+
+    fn draws(&self) -> bool {
+        self.plan.gives == Gives::Logits && self.plan.rows.cols <= MAX_VOCAB
+    }
+
+    fn execute_and_draw(&mut self, step: &Step<'_>, draws: &[Option<Draw>]) -> Result<StepRows<'_>, ExecError> {
+        let (here, rest) = places(step, draws)?;
+        self.compute(step)?;
+        let drawn = sample(&self.cuda, self.view(&self.plan.rows), &here)?;
+        // What comes of a faulty step is thrown away.
+        self.faults.take()?;
+        rest.into_iter().try_for_each(|rows| self.fetch(rows))?;
+        Ok(StepRows { rows: &self.logits, drawn })
     }
 
     fn forget(&mut self, id: u64) {

@@ -10,6 +10,7 @@ mod lanes;
 mod linear;
 mod recurrent;
 mod rows;
+mod sample;
 
 use std::marker::PhantomData;
 
@@ -28,6 +29,7 @@ pub use lanes::{
 pub use linear::{End, ExpertPart, ExpertWeights, Grouped, Segment, grouped_linear, linear};
 pub use recurrent::{DeviceConv, DeviceScan, causal_conv1d, linear_attention};
 pub use rows::{activate, add, argmax, copy, embed, gated, layer_norm, rms_norm, rope, select_rows, softmax};
+pub use sample::{Draw, Drawn, MAX_VOCAB, sample};
 
 /// A type of elements in device memory.
 pub trait Element: Copy + 'static {
