@@ -321,6 +321,8 @@ pub fn test_cases() -> Vec<Case> {
         }
         // Several blocks of rows: packed X is larger than the L2 share.
         specs.push(Spec::new(kind, 75, 4100, &[6]));
+        // Several blocks of rows, of columns and of k, and what is left over of each.
+        specs.push(Spec { bias: true, ..Spec::new(kind, 101, 601, &[150, 71]) });
         specs.push(Spec::new(kind, 0, 32, &[4]));
         specs.push(Spec::new(kind, 3, 0, &[4]));
         specs.push(Spec { bias: true, padding: 5, ..Spec::new(kind, 7, 40, &[9, 4]) });
@@ -340,6 +342,15 @@ pub fn bench_cases() -> Vec<Timed> {
             let copies = if m <= 16 { 8 } else { 2 };
             let spec = Spec { copies, ..Spec::new(kind, m, 2048, &[4096]) };
             all.push(Timed::new(name(&spec), move || case(spec)));
+        }
+    }
+    // The other shapes of a Llama of 100 million parameters.
+    for kind in [Kind::Bf16, Kind::Int8] {
+        for (k, n) in [(768, 4096), (2048, 768)] {
+            for m in [4, 16, 64, 512] {
+                let spec = Spec { copies: 8, ..Spec::new(kind, m, k, &[n]) };
+                all.push(Timed::new(name(&spec), move || case(spec)));
+            }
         }
     }
     all

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::pack::{Form, Packed};
+use super::pack::{Form, Packed, Panels};
 use super::tile::{Part, Target, UNIT};
 use super::{Compute, Epilogue, PACK_IN_PARALLEL, Scratch, Segment, check_segments, isa_for, pack, run_part};
 use crate::cpu::error::check_eq;
@@ -155,16 +155,16 @@ const READING: usize = 8;
 impl Call<'_> {
     /// Packs one thread's panels: dealt out in turn, since most experts have few.
     fn pack(&self, isa: Isa, part: usize, parts: usize) {
-        let panel = simd::panel_rows(isa);
         let mut turn = 0;
         for expert in self.groups.chosen() {
             let rows = self.groups.rows(expert);
             let chosen = &self.groups.order[rows.clone()];
-            for index in 0..rows.len().div_ceil(panel) {
+            let panels = Panels::of(rows.len(), simd::panel_rows(isa));
+            for index in 0..panels.count() {
                 if turn == part {
                     let source = pack::Source::Chosen { rows: chosen, per_row: self.per_row };
                     let (x, form, to) = (self.x, self.form, self.packed.from(rows.start));
-                    simd::dispatch(isa, pack::Pack { x, source, form, panel, panels: index..index + 1, to });
+                    simd::dispatch(isa, pack::Pack { x, source, form, panels, which: index..index + 1, to });
                 }
                 turn = if turn + 1 == parts { 0 } else { turn + 1 };
             }
@@ -190,7 +190,7 @@ impl Call<'_> {
             let rows = self.groups.rows(expert);
             let part = Part {
                 packed: self.packed.from(rows.start),
-                m: rows.len(),
+                panels: Panels::of(rows.len(), simd::panel_rows(isa)),
                 k: self.x.cols,
                 segments,
                 target,

@@ -48,19 +48,19 @@ pub(super) struct Plain<'a>(pub(super) Part<'a>);
 impl Kernel for Plain<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        self.0.walk(Portable, &self);
+        self.0.walk(Portable, &self, self.0.cached_panels::<Portable>());
     }
 }
 
 impl Strip for Plain<'_> {
     #[inline(always)]
-    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
+    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, panels: Range<usize>) {
         if let WeightRef::Quantised(w) = segment.weight {
             // SAFETY: as in `tile::Widen`.
             unsafe {
                 match w.layout.format.codes {
-                    QuantCodes::Int8(_) => strip(&self.0, plain::Int8, w, segment, columns, block),
-                    QuantCodes::Int4(_) => strip(&self.0, plain::Int4, w, segment, columns, block),
+                    QuantCodes::Int8(_) => strip(&self.0, plain::Int8, w, segment, columns, panels),
+                    QuantCodes::Int4(_) => strip(&self.0, plain::Int4, w, segment, columns, panels),
                 }
             }
         }
@@ -75,32 +75,32 @@ pub(super) struct Wide<'a>(pub(super) Part<'a>);
 impl Kernel for Wide<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.0.walk(s, &self);
+        self.0.walk(s, &self, self.0.cached_panels::<S>());
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 impl Strip for Wide<'_> {
     #[inline(always)]
-    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
+    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, panels: Range<usize>) {
         // SAFETY: this kernel is run through `avx2::run` only, whose caller vouches for the processor.
         let avx2 = unsafe { simd::avx2::Avx2::assume() };
         if let WeightRef::Quantised(w) = segment.weight {
             // SAFETY: as in `tile::Widen`.
             unsafe {
                 match w.layout.format.codes {
-                    QuantCodes::Int8(_) => strip(&self.0, avx2::Int8(avx2), w, segment, columns, block),
-                    QuantCodes::Int4(_) => strip(&self.0, avx2::Int4(avx2), w, segment, columns, block),
+                    QuantCodes::Int8(_) => strip(&self.0, avx2::Int8(avx2), w, segment, columns, panels),
+                    QuantCodes::Int4(_) => strip(&self.0, avx2::Int4(avx2), w, segment, columns, panels),
                 }
             }
         }
     }
 }
 
-/// Rows `columns` of W against rows `block` of X.
+/// Rows `columns` of W against some panels of X.
 ///
 /// # Safety
-/// The ranges are inside the segment and `0..m`, X is packed for `Q` and the weight's group, and no other thread writes
+/// The ranges are inside the segment and X, which is packed for `Q` and the weight's group, and no other thread writes
 /// these outputs.
 #[inline(always)]
 unsafe fn strip<Q: Dot>(
@@ -109,14 +109,13 @@ unsafe fn strip<Q: Dot>(
     w: QuantisedRef<'_>,
     segment: &Segment<'_>,
     columns: Range<usize>,
-    block: Range<usize>,
+    panels: Range<usize>,
 ) {
-    let panel = Q::S::PANEL;
     let mut column = columns.start;
     while column < columns.end {
         let width = if columns.end - column >= UNIT { UNIT } else { 1 };
-        for first in block.clone().step_by(panel) {
-            let rows = panel.min(block.end - first);
+        for panel in panels.clone() {
+            let (first, rows) = (part.panels.rows(panel).start, part.panels.rows(panel).len());
             // SAFETY: `column + width <= n`; the panel's rows are below m.
             unsafe {
                 match (width == UNIT, w.layout.format.codes.group() == BLOCK) {

@@ -1,12 +1,13 @@
 //! Linear layers: `Y = X · Wᵀ`, several weights with the same input in one call.
 //!
-//! Checks, packing of X and the split over threads are here; `tile` holds the inner loops, `step` what one step over k
-//! does for each weight dtype and instruction set, `pack` the layouts of packed X. W is read as stored, once for each
+//! Checks, packing of X and the split over threads are here; `tile` and, for many rows, `blocked` hold the inner loops,
+//! `step` what one step over k does for each weight dtype and instruction set, `pack` the layouts of packed X. W is read as stored, once for each
 //! block of rows of X.
 //!
 //! Batch invariance: an output is one vector accumulator over k in order, then one fixed horizontal sum. Tile shapes,
 //! rows in the call and threads only choose *which* outputs are computed together.
 
+mod blocked;
 mod grouped;
 mod integer;
 mod pack;
@@ -20,8 +21,8 @@ use super::simd::{self, Activation};
 use super::{Cpu, Isa, KernelError, Rows, RowsMut, WeightDtype, WeightRef, split};
 
 pub use grouped::{Groups, grouped_linear};
-use pack::Form;
 pub use pack::Scratch;
+use pack::{Form, Panels};
 pub use quantised::{CodeRow, QuantCodes, QuantFormat, Quantised, QuantisedRef};
 use tile::{Part, Target};
 
@@ -101,13 +102,12 @@ pub fn linear(
     }
     let isa = isa_for(cpu, first.weight.dtype());
     let form = Form::of(isa, first.weight.dtype(), compute);
-    let panel = simd::panel_rows(isa);
+    let panels = Panels::of(m, simd::panel_rows(isa));
     let packed = scratch.take(m, k, form)?;
 
-    let panels = m.div_ceil(panel);
     let one = |part, parts| {
-        let panels = split(panels, part, parts);
-        simd::dispatch(isa, pack::Pack { x, source: pack::Source::Same, form, panel, panels, to: packed });
+        let which = split(panels.count(), part, parts);
+        simd::dispatch(isa, pack::Pack { x, source: pack::Source::Same, form, panels, which, to: packed });
     };
     if m * k < PACK_IN_PARALLEL {
         one(0, 1)
@@ -118,7 +118,7 @@ pub fn linear(
     let target = Target { out: out.share(), epilogue };
     let units: usize = segments.iter().map(|s| s.n.div_ceil(tile::UNIT)).sum();
     cpu.pool().run(&|part, parts| {
-        let part = Part { packed, m, k, segments, target, rows: None, units: split(units, part, parts) };
+        let part = Part { packed, panels, k, segments, target, rows: None, units: split(units, part, parts) };
         run_part(isa, form, part);
     });
     Ok(())
@@ -145,6 +145,7 @@ fn run_part(isa: Isa, form: Form, part: Part<'_>) {
         #[cfg(target_arch = "x86_64")]
         (Form::Integers(_), Isa::Avx2) => unsafe { simd::avx2::run(integer::Wide(part)) },
         (Form::Integers(_), _) => simd::dispatch(Isa::Portable, integer::Plain(part)),
+        _ if part.panels.all() >= blocked::LEAST_ROWS => simd::dispatch(isa, blocked::Blocked(part)),
         _ => simd::dispatch(isa, tile::Widen(part)),
     }
 }

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use super::super::simd::{Kernel, Simd};
 use super::super::{Isa, KernelError, Rows, WeightDtype};
+use super::Compute;
 use super::quantised::{BLOCK, LANES, QuantCodes};
-use super::{Compute, tile};
 
 /// Elements of k that every step divides: k is padded to a multiple of it.
 pub(super) const STEP_MAX: usize = 32;
@@ -125,28 +125,59 @@ pub(super) enum Source<'a> {
     Chosen { rows: &'a [u32], per_row: usize },
 }
 
+/// How rows are cut into panels: as few as there can be, of sizes that differ by one at most, since a panel with a single
+/// row costs almost as much as one with several.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    all: usize,
+    count: usize,
+    /// Rows of each, but that the first few have one more.
+    each: usize,
+    more: usize,
+}
+
+impl Panels {
+    /// Panels of at most `most` rows.
+    pub(super) fn of(rows: usize, most: usize) -> Self {
+        let count = rows.div_ceil(most);
+        let each = rows.checked_div(count).unwrap_or(0);
+        Panels { all: rows, count, each, more: rows - each * count }
+    }
+
+    /// Rows of all panels.
+    pub(super) fn all(self) -> usize {
+        self.all
+    }
+
+    #[inline(always)]
+    pub(super) fn count(self) -> usize {
+        self.count
+    }
+
+    /// The rows of a panel.
+    #[inline(always)]
+    pub(super) fn rows(self, panel: usize) -> Range<usize> {
+        let start = panel * self.each + panel.min(self.more);
+        start..start + self.each + usize::from(panel < self.more)
+    }
+}
+
 /// Packs some panels of X.
 pub(super) struct Pack<'a> {
     pub(super) x: Rows<'a>,
     pub(super) source: Source<'a>,
     pub(super) form: Form,
-    /// Rows of a panel.
-    pub(super) panel: usize,
-    /// Which panels.
-    pub(super) panels: Range<usize>,
+    pub(super) panels: Panels,
+    /// Which of them.
+    pub(super) which: Range<usize>,
     pub(super) to: Packed,
 }
 
 impl Kernel for Pack<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for index in self.panels.clone() {
-            let first = index * self.panel;
-            let all = match self.source {
-                Source::Same => self.x.rows,
-                Source::Chosen { rows, .. } => rows.len(),
-            };
-            let rows = self.panel.min(all - first);
+        for index in self.which.clone() {
+            let (first, rows) = (self.panels.rows(index).start, self.panels.rows(index).len());
             for i in 0..rows {
                 let row = self.x.row(match self.source {
                     Source::Same => first + i,
@@ -373,11 +404,6 @@ fn round_bf16(x: f32) -> u16 {
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
     let quiet = bits | 0x0040_0000;
     ((if x.is_nan() { quiet } else { rounded }) >> 16) as u16
-}
-
-/// Rows of X that are computed against W before the next rows: their packed form should stay in the L2 cache.
-pub(super) fn block_rows(panel: usize, row_bytes: usize) -> usize {
-    (tile::BLOCK_BYTES / row_bytes.max(1)).max(panel) / panel * panel
 }
 
 #[cfg(test)]

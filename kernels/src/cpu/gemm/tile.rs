@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use super::super::WeightRef;
 use super::super::operands::SharedRows;
 use super::super::simd::{self, Kernel, Simd};
-use super::pack::{self, Packed};
+use super::pack::{self, Packed, Panels};
 use super::step::{Step, Wide};
 use super::{Epilogue, Segment};
 
@@ -31,7 +31,7 @@ pub(super) struct Target<'a> {
 /// One thread's share of a call: some units of W, all rows of X.
 pub(super) struct Part<'a> {
     pub(super) packed: Packed,
-    pub(super) m: usize,
+    pub(super) panels: Panels,
     pub(super) k: usize,
     pub(super) segments: &'a [Segment<'a>],
     pub(super) target: Target<'a>,
@@ -41,10 +41,10 @@ pub(super) struct Part<'a> {
     pub(super) units: Range<usize>,
 }
 
-/// Computes some rows of one weight against some rows of X.
+/// Computes some rows of one weight against some panels of X.
 pub(super) trait Strip {
     /// Must be `#[inline(always)]`.
-    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>);
+    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, panels: Range<usize>);
 }
 
 /// Weights widened to f32.
@@ -53,20 +53,20 @@ pub(super) struct Widen<'a>(pub(super) Part<'a>);
 impl Kernel for Widen<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.0.walk(s, &self);
+        self.0.walk(s, &self, self.0.cached_panels::<S>());
     }
 }
 
 impl Strip for Widen<'_> {
     #[inline(always)]
-    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
-        // SAFETY: the slices have n * k elements (checked), `columns` is a range of segment rows and `block` of rows of
-        // X; this thread alone writes these outputs.
+    fn strip<S: Simd>(&self, s: S, segment: &Segment<'_>, columns: Range<usize>, panels: Range<usize>) {
+        // SAFETY: the slices have n * k elements (checked), `columns` is a range of segment rows and `panels` of panels
+        // of X; this thread alone writes these outputs.
         unsafe {
             match segment.weight {
-                WeightRef::F32(w) => self.0.strip(Wide::<S, f32>(s, PhantomData), w, segment, columns, block),
-                WeightRef::F16(w) => self.0.strip(Wide::<S, f16>(s, PhantomData), w, segment, columns, block),
-                WeightRef::Bf16(w) => self.0.strip(Wide::<S, bf16>(s, PhantomData), w, segment, columns, block),
+                WeightRef::F32(w) => self.0.strip(Wide::<S, f32>(s, PhantomData), w, segment, columns, panels),
+                WeightRef::F16(w) => self.0.strip(Wide::<S, f16>(s, PhantomData), w, segment, columns, panels),
+                WeightRef::Bf16(w) => self.0.strip(Wide::<S, bf16>(s, PhantomData), w, segment, columns, panels),
                 // `run_part` sends these to `integer`.
                 WeightRef::Quantised(_) => {}
             }
@@ -82,19 +82,19 @@ pub(super) struct Dot<'a>(pub(super) Part<'a>);
 impl Kernel for Dot<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.0.walk(s, &self);
+        self.0.walk(s, &self, self.0.cached_panels::<S>());
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 impl Strip for Dot<'_> {
     #[inline(always)]
-    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, block: Range<usize>) {
+    fn strip<S: Simd>(&self, _: S, segment: &Segment<'_>, columns: Range<usize>, panels: Range<usize>) {
         // SAFETY: this kernel is run through `avx512::run` only, whose caller vouches for the processor.
         let step = super::step::Pairs(unsafe { simd::avx512::Avx512::assume() });
         if let WeightRef::Bf16(w) = segment.weight {
             // SAFETY: as in `Widen`.
-            unsafe { self.0.strip(step, w, segment, columns, block) }
+            unsafe { self.0.strip(step, w, segment, columns, panels) }
         }
     }
 }
@@ -106,13 +106,18 @@ impl Part<'_> {
         if let Some(rows) = self.rows { rows[row] as usize } else { row }
     }
 
-    /// Calls `strip` for every segment's part of this thread's units and every block of rows of X; then activates.
+    /// Panels of X that stay in the L2 cache while W streams by.
     #[inline(always)]
-    pub(super) fn walk<S: Simd>(&self, s: S, strip: &impl Strip) {
-        let panel = S::PANEL;
-        let block = pack::block_rows(panel, self.packed.row_bytes);
-        for first in (0..self.m).step_by(block) {
-            let rows = first..(first + block).min(self.m);
+    pub(super) fn cached_panels<S: Simd>(&self) -> usize {
+        (BLOCK_BYTES / (S::PANEL * self.packed.row_bytes).max(1)).max(1)
+    }
+
+    /// Calls `strip` for every segment's part of this thread's units and every `block` panels of X; then activates.
+    #[inline(always)]
+    pub(super) fn walk<S: Simd>(&self, s: S, strip: &impl Strip, block: usize) {
+        for first in (0..self.panels.count()).step_by(block) {
+            let panels = first..(first + block).min(self.panels.count());
+            let rows = self.panels.rows(first).start..self.panels.rows(panels.end - 1).end;
             let mut before = 0;
             for segment in self.segments {
                 let units = segment.n.div_ceil(UNIT);
@@ -123,7 +128,7 @@ impl Part<'_> {
                 if columns.is_empty() {
                     continue;
                 }
-                strip.strip(s, segment, columns.clone(), rows.clone());
+                strip.strip(s, segment, columns.clone(), panels.clone());
                 let Some(activation) = segment.activation else {
                     continue;
                 };
@@ -137,26 +142,25 @@ impl Part<'_> {
         }
     }
 
-    /// Rows `columns` of W against rows `block` of X.
+    /// Rows `columns` of W against some panels of X.
     ///
     /// # Safety
-    /// `w` has `n * k` elements, the ranges are inside the segment and `0..m`, X is packed in the form of `T`, and no
+    /// `w` has `n * k` elements, the ranges are inside the segment and X, which is packed in the form of `T`, and no
     /// other thread writes these outputs.
     #[inline(always)]
-    unsafe fn strip<T: Step>(
+    pub(super) unsafe fn strip<T: Step>(
         &self,
         t: T,
         w: &[T::W],
         segment: &Segment<'_>,
         columns: Range<usize>,
-        block: Range<usize>,
+        panels: Range<usize>,
     ) {
-        let panel = T::S::PANEL;
         let mut column = columns.start;
         while column < columns.end {
             let width = if columns.end - column >= UNIT { UNIT } else { 1 };
-            for first in block.clone().step_by(panel) {
-                let rows = panel.min(block.end - first);
+            for panel in panels.clone() {
+                let (first, rows) = (self.panels.rows(panel).start, self.panels.rows(panel).len());
                 // SAFETY: `column + width <= n`; the panel's rows are below m.
                 unsafe {
                     let at = At { w: w.as_ptr().add(column * self.k), x: self.packed.panel(first), k: self.k };

@@ -107,6 +107,11 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    fn prefetch_far<T>(self, p: *const T) {
+        // SAFETY: registers only; the token vouches for the instructions.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: registers only; the token vouches for the instructions.
         unsafe { _mm512_add_ps(a, b) }

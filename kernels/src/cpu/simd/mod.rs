@@ -61,6 +61,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line at `p`, which may be any address.
     fn prefetch<T>(self, p: *const T);
+    /// The same, for the L2 cache only.
+    fn prefetch_far<T>(self, p: *const T);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;

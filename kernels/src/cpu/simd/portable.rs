@@ -85,6 +85,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
     #[inline(always)]
+    fn prefetch_far<T>(self, _: *const T) {}
+    #[inline(always)]
     fn add(self, a: V8, b: V8) -> V8 {
         map2(a, b, |a, b| a + b)
     }
